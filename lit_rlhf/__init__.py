@@ -1,0 +1,26 @@
+"""lit_rlhf: PyTorch Lightning modules that align language models with human preferences.
+
+Public names are loaded on first use, so that ``import lit_rlhf.losses`` costs no more than torch.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "BackboneConfig": "lit_rlhf.models.backbone",
+    "DPOModule": "lit_rlhf.algorithms.dpo",
+    "LoraOptions": "lit_rlhf.models.backbone",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'lit_rlhf' has no attribute '{name}'")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

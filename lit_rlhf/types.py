@@ -1,0 +1,210 @@
+"""What crosses rooms: the forest, and the batches that algorithms read.
+
+A *forest* holds trees of text segments in one unpadded row of tokens. Text that shares a beginning is stored once: a
+prompt is a root, its responses are its children, a plain sequence is a root alone. A token attends to itself, to what
+precedes it in its own segment and to all of its ancestors; its position is its depth in tokens::
+
+    tokens      [ prompt a ........ | chosen a .... | rejected a . || prompt b .. | chosen b ... | rejected b ]
+    parent         -1                  0               0              -1             3              3
+    position     0 1 2 ...  p-1       p p+1 ...       p p+1 ...      0 1 2 ..       q ...          q ...
+
+A segment without children is a *leaf*; the text from a root to a leaf is a *sequence*. Sequences are numbered by the
+order of their leaves in the row, and every per-sequence tensor in the package follows that numbering.
+
+Shape letters: T tokens in the row, S segments, L sequences (leaves), N scored tokens, B preference pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """A piece of one tree, before packing.
+
+    Args:
+        tokens: token ids.
+        scored: one bool per token; True = the log-probability of this token counts (it is a response token).
+        parent: index of the parent within the same tree, -1 for the root. Parents come before their children.
+    """
+
+    tokens: Sequence[int]
+    scored: Sequence[bool]
+    parent: int = -1
+
+
+class Forest(NamedTuple):
+    """Trees of segments packed into one row without padding. Make one with :meth:`pack`.
+
+    The layout (``lengths``, ``parents``) is plain Python, so that reading it never waits for a device.
+
+    Args:
+        tokens: (T,) int64, token ids.
+        positions: (T,) int64, depth of each token in its sequence, from 0.
+        targets: (N,) int64, row index of every scored token, ascending.
+        predictors: (N,) int64, row index of the token whose hidden state predicts the scored one: the token before it
+            in its segment, or the last token of the nearest non-empty ancestor.
+        sequences: (N,) int64, number of the sequence that each scored token belongs to.
+        lengths: S token counts, one per segment, in row order.
+        parents: S indices of parent segments, -1 for roots; a parent precedes its children.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    targets: Tensor
+    predictors: Tensor
+    sequences: Tensor
+    lengths: tuple[int, ...]
+    parents: tuple[int, ...]
+
+    @classmethod
+    def pack(cls, trees: Iterable[Sequence[Segment]]) -> Forest:
+        """Lay trees one after another into a row.
+
+        Args:
+            trees: each a list of segments, the root first.
+
+        Raises:
+            ValueError: if a tree has no root or more than one, a parent does not precede its child, ``scored`` and
+                ``tokens`` differ in length, a scored token has nothing before it or does not lie in a leaf, or nothing
+                is given.
+
+        Example:
+            >>> prompt = Segment([5, 6], [False, False])
+            >>> forest = Forest.pack([[prompt, Segment([7], [True], 0), Segment([8, 9], [True, True], 0)]])
+            >>> forest.positions.tolist(), forest.predictors.tolist(), forest.sequences.tolist()
+            ([0, 1, 2, 2, 3], [1, 1, 3], [0, 1, 1])
+        """
+        row = _Row()
+        for tree in trees:
+            row.add(tree)
+        if not row.tokens:
+            raise ValueError("a forest needs at least one token")
+        index = [torch.tensor(column, dtype=torch.int64) for column in row.columns()]
+        return cls(*index, lengths=tuple(row.lengths), parents=tuple(row.parents))
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Row index of the first token of each segment (S)."""
+        starts, at = [], 0
+        for length in self.lengths:
+            starts.append(at)
+            at += length
+        return tuple(starts)
+
+    @property
+    def leaves(self) -> tuple[int, ...]:
+        """Segment index of every leaf, in row order (L)."""
+        inner = set(self.parents)
+        return tuple(segment for segment in range(len(self.lengths)) if segment not in inner)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the row (T)."""
+        return sum(self.lengths)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences, that is leaves (L)."""
+        return len(self.leaves)
+
+    def path(self, segment: int) -> tuple[int, ...]:
+        """Segment indices from the root down to ``segment``, both included."""
+        path = [segment]
+        while self.parents[path[-1]] >= 0:
+            path.append(self.parents[path[-1]])
+        return tuple(reversed(path))
+
+
+class _Row:
+    """Builds the columns of a forest, tree by tree."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.targets: list[int] = []
+        self.predictors: list[int] = []
+        self.sequences: list[int] = []
+        self.lengths: list[int] = []
+        self.parents: list[int] = []
+        self.num_sequences = 0
+
+    def columns(self) -> tuple[list[int], ...]:
+        return self.tokens, self.positions, self.targets, self.predictors, self.sequences
+
+    def add(self, tree: Sequence[Segment]) -> None:
+        first = len(self.lengths)
+        inner = {segment.parent for segment in tree}
+        ends: list[tuple[int, int]] = []  # of each segment: depth after it, row index of the last token on its path
+        for number, segment in enumerate(tree):
+            self._check(number, segment, is_leaf=number not in inner)
+            depth, last = ends[segment.parent] if number else (0, -1)
+            for token, scored in zip(segment.tokens, segment.scored, strict=True):
+                if scored:
+                    if last < 0:
+                        raise ValueError("the first token of a tree cannot be scored: nothing precedes it")
+                    self.targets.append(len(self.tokens))
+                    self.predictors.append(last)
+                    self.sequences.append(self.num_sequences)
+                last = len(self.tokens)
+                self.tokens.append(int(token))
+                self.positions.append(depth)
+                depth += 1
+            ends.append((depth, last))
+            self.lengths.append(len(segment.tokens))
+            self.parents.append(first + segment.parent if number else -1)
+            self.num_sequences += number not in inner
+
+    @staticmethod
+    def _check(number: int, segment: Segment, is_leaf: bool) -> None:
+        if (number == 0) != (segment.parent == -1) or segment.parent >= number:
+            raise ValueError(f"segment {number} has parent {segment.parent}: a tree has one root, first, with parent -1")
+        if len(segment.tokens) != len(segment.scored):
+            raise ValueError(f"segment {number}: {len(segment.tokens)} tokens but {len(segment.scored)} scored flags")
+        if not is_leaf and any(segment.scored):
+            raise ValueError(f"segment {number} has children, so none of its tokens can be scored")
+
+
+class PreferencePairs(NamedTuple):
+    """One micro-batch of preference pairs: what one forward pass sees.
+
+    Args:
+        forest: the packed prompts and responses.
+        chosen: (B,) int64, sequence number of the preferred response of each pair.
+        rejected: (B,) int64, sequence number of the other one.
+        margins: (B,) float32, by how much the chosen response is better, in the unit of the data; 0 where unknown.
+        rows: B addresses, one per pair, such as ``train.jsonl:17``: used in messages and as the key of caches.
+        sources: B names of the data sources.
+    """
+
+    forest: Forest
+    chosen: Tensor
+    rejected: Tensor
+    margins: Tensor
+    rows: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+class PreferenceBatch(NamedTuple):
+    """What one optimizer step sees: its pairs, cut into micro-batches that fit a token budget.
+
+    The cut changes memory and speed, never the loss.
+
+    Args:
+        micro_batches: the pairs of this rank. May be empty if every row was dropped.
+        notes: what happened to rows on the way, counted: ``{"dropped/empty_response": 1, "truncated/prompt": 3}``.
+        cursor: (epoch, batches consumed of it once this one is), from which the stream goes on after a restart.
+    """
+
+    micro_batches: tuple[PreferencePairs, ...]
+    notes: dict[str, int]
+    cursor: tuple[int, int]
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs over all micro-batches."""
+        return sum(len(pairs.rows) for pairs in self.micro_batches)
