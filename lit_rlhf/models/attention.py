@@ -1,0 +1,284 @@
+"""Attention over a forest, for any Hugging Face decoder that takes its attention from the registry of transformers.
+
+A token attends to itself, to what precedes it in its segment and to all of its ancestors. Segments that follow one
+another as parent and first child are one *run*; a run whose head is a root is plain causal attention, every other run
+attends to its ancestors and then causally to itself. So a preference pair costs two calls: prompt with the first
+response, then the second response over prompt and self. On a CPU (or wherever a model needs a soft cap or a window)
+these are calls of scaled_dot_product_attention, one per run; on a GPU in half precision they are two variable-length
+calls for the whole row.
+
+The layout travels as a keyword argument through the model's own layers, so that gradient checkpointing replays it.
+Source of the two-call form: Wang et al., "Accelerating Direct Preference Optimization with Prefix Sharing",
+arXiv 2410.20305.
+
+Shape letters: T tokens in the row, Q queries and K keys of one run, D head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lit_rlhf.types import Forest
+
+FOREST_ATTENTION = "lit_rlhf_forest"
+"""Name under which the attention is registered with transformers."""
+
+
+class Run(NamedTuple):
+    """Consecutive segments of a row, each the parent of the next.
+
+    Args:
+        start: row index of the first query.
+        end: row index after the last one.
+        spans: (start, end) row ranges of the keys, in order of depth; the last one is the run itself.
+    """
+
+    start: int
+    end: int
+    spans: tuple[tuple[int, int], ...]
+
+
+class ForestLayout:
+    """Which tokens of a row see which, in the form that the kernels want. One per forest, shared by all layers.
+
+    Args:
+        forest: the packed row.
+    """
+
+    def __init__(self, forest: Forest) -> None:
+        self.runs = _runs(forest)
+        self.device = forest.tokens.device
+        self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor | None] = {}
+        self._varlen: tuple[_Varlen, _Varlen | None] | None = None
+
+    def mask(self, run: Run, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask (Q, K) of a run, 0 where a query sees a key and -inf elsewhere; None = plain causal.
+
+        Args:
+            run: the run.
+            window: a query sees the ``window`` latest tokens of its sequence, itself included; None = all.
+            dtype: of the queries.
+        """
+        num_queries, num_keys = run.end - run.start, sum(end - start for start, end in run.spans)
+        if window is not None and window >= num_keys:
+            window = None
+        key = (num_queries, num_keys, window, dtype)
+        if key not in self._masks:
+            self._masks[key] = self._build_mask(num_queries, num_keys, window, dtype)
+        return self._masks[key]
+
+    def _build_mask(self, num_queries: int, num_keys: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        if window is None and num_queries == num_keys:
+            return None
+        depth = torch.arange(num_keys - num_queries, num_keys, device=self.device)[:, None]
+        behind = depth - torch.arange(num_keys, device=self.device)
+        seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+        return torch.zeros(num_queries, num_keys, dtype=dtype, device=self.device).masked_fill_(~seen, -torch.inf)
+
+    @property
+    def varlen(self) -> tuple[_Varlen, _Varlen | None]:
+        """The row as at most two variable-length calls: runs that begin at a root, then all others."""
+        if self._varlen is None:
+            first = [run for run in self.runs if len(run.spans) == 1]
+            later = [run for run in self.runs if len(run.spans) > 1]
+            self._varlen = (_Varlen.of(first, self.device), _Varlen.of(later, self.device) if later else None)
+        return self._varlen
+
+
+class _Varlen(NamedTuple):
+    """One variable-length call over runs.
+
+    Args:
+        queries: (Tq,) int64, row index of every query.
+        keys: (Tk,) int64, row index of every key.
+        query_offsets: int32, where each run's queries begin, and their total.
+        key_offsets: the same for the keys.
+        max_queries: most queries of a run.
+        max_keys: most keys of a run.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    query_offsets: Tensor
+    key_offsets: Tensor
+    max_queries: int
+    max_keys: int
+
+    @classmethod
+    def of(cls, runs: list[Run], device: torch.device) -> _Varlen:
+        queries = [torch.arange(run.start, run.end) for run in runs]
+        keys = [torch.cat([torch.arange(*span) for span in run.spans]) for run in runs]
+        query_sizes, key_sizes = [len(index) for index in queries], [len(index) for index in keys]
+
+        def offsets(sizes: list[int]) -> Tensor:
+            return torch.tensor([0, *sizes]).cumsum(0).to(device, torch.int32, non_blocking=True)
+
+        return cls(
+            torch.cat(queries).to(device, non_blocking=True),
+            torch.cat(keys).to(device, non_blocking=True),
+            offsets(query_sizes),
+            offsets(key_sizes),
+            max(query_sizes),
+            max(key_sizes),
+        )
+
+
+def _runs(forest: Forest) -> tuple[Run, ...]:
+    starts = forest.starts
+    runs: list[Run] = []
+    head = 0
+    for segment in range(1, len(forest.lengths) + 1):
+        if segment < len(forest.lengths) and forest.parents[segment] == segment - 1:
+            continue
+        end = starts[segment - 1] + forest.lengths[segment - 1]
+        ancestors = [(starts[number], starts[number] + forest.lengths[number]) for number in forest.path(head)[:-1]]
+        spans = _joined([*ancestors, (starts[head], end)])
+        if end > starts[head]:
+            runs.append(Run(starts[head], end, spans))
+        head = segment
+    return tuple(runs)
+
+
+def _joined(spans: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Ancestors that touch become one span; the last one, the run itself, stays apart from its ancestors."""
+    joined: list[tuple[int, int]] = []
+    for start, end in spans[:-1]:
+        if start == end:
+            continue
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return (*joined, spans[-1])
+
+
+def forest_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    forest_layout: ForestLayout | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention function in the form that transformers registers.
+
+    Args:
+        module: the layer's attention module.
+        query: (1, heads, T, D) with a layout, any batch without one.
+        key: (1, key-value heads, T, D).
+        value: the same shape.
+        attention_mask: ignored with a layout; without one, the mask of ordinary rows.
+        dropout: probability, while training.
+        scaling: of the scores; 1 / sqrt(D) where None.
+        forest_layout: who sees whom; None = ordinary rows (generation, the padded layout).
+        sliding_window: the latest tokens that a query sees, in tokens of its sequence; None = all.
+        softcap: scores become ``softcap * tanh(scores / softcap)``; None = off.
+        **kwargs: what transformers passes besides.
+
+    Returns:
+        The output (1, T, heads, D), and None in place of attention weights.
+
+    Raises:
+        NotImplementedError: if the model asks for attention sinks or a position bias, which no piece here can give.
+    """
+    for name in ("s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(f"attention over a forest cannot apply '{name}'")
+    if forest_layout is None:
+        if softcap is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        mask = _row_mask(query, key, attention_mask)
+        return _attend(query, key, value, mask, dropout, scaling, softcap).transpose(1, 2).contiguous(), None
+    if softcap is None and dropout == 0.0 and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        return _attend_varlen(query, key, value, forest_layout, scaling, sliding_window)[None], None
+    outputs = []
+    for run in forest_layout.runs:
+        keys, values = (torch.cat([x[:, :, start:end] for start, end in run.spans], dim=2) for x in (key, value))
+        mask = forest_layout.mask(run, sliding_window, query.dtype)
+        outputs.append(_attend(query[:, :, run.start : run.end], keys, values, mask, dropout, scaling, softcap))
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+) -> Tensor:
+    """(1, heads, Q, D); ``mask`` is additive, None = plain causal."""
+    if softcap is None:
+        return scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        mask = torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
+    weights = torch.softmax((scores + mask).float(), dim=-1).to(query.dtype)
+    return nn.functional.dropout(weights, dropout) @ value
+
+
+def _row_mask(query: Tensor, key: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+    """Additive form of the mask that transformers made; None = plain causal."""
+    if attention_mask is None:
+        return None if query.shape[2] > 1 else torch.zeros(1, key.shape[2], dtype=query.dtype, device=query.device)
+    if attention_mask.dtype != torch.bool:
+        return attention_mask
+    zeros = torch.zeros(attention_mask.shape, dtype=query.dtype, device=query.device)
+    return zeros.masked_fill_(~attention_mask, torch.finfo(query.dtype).min)
+
+
+def _attend_varlen(
+    query: Tensor, key: Tensor, value: Tensor, layout: ForestLayout, scaling: float | None, window: int | None
+) -> Tensor:
+    """(T, heads, D) by at most two variable-length calls."""
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    output = torch.empty_like(query)
+    for call in layout.varlen:
+        if call is None:
+            continue
+        attended = varlen_attn(
+            query.index_select(0, call.queries),
+            key.index_select(0, call.keys),
+            value.index_select(0, call.keys),
+            call.query_offsets,
+            call.key_offsets,
+            call.max_queries,
+            call.max_keys,
+            scale=scaling,
+            window_size=(-1 if window is None else window - 1, 0),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        output = output.index_copy(0, call.queries, attended)
+    return output
+
+
+def register() -> None:
+    """Make the attention known to transformers under :data:`FOREST_ATTENTION`. Repeating it does no harm."""
+    AttentionInterface.register(FOREST_ATTENTION, forest_attention)
+    AttentionMaskInterface.register(FOREST_ATTENTION, sdpa_mask)
