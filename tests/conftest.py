@@ -1,0 +1,128 @@
+"""What every test shares: one thread, no network, a tiny tokenizer, a tiny Llama.
+
+transformers is imported inside the fixtures that need it, so that the tests of the losses start in two seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+
+SENTENCES = (
+    "What is the capital of France? The capital of France is Paris.",
+    "How many legs does a spider have? A spider has eight legs.",
+    "Please tell me a short story. Once upon a time there was a little fox who liked the rain.",
+    "Thank you very much, that was a kind and helpful answer. I am sorry, I do not know that.",
+)
+
+SPECIAL = {"pad_token_id": "<pad>", "bos_token_id": "<s>", "eos_token_id": "</s>"}
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|{{ message['role'] }}|>{{ message['content'] }}{{ eos_token if message['role'] == 'assistant' }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = {}
+    if not config.getoption("--slow"):
+        reasons["slow"] = "slow: run with --slow"
+    if not torch.cuda.is_available():
+        reasons["gpu"] = "needs a CUDA device"
+    for item in items:
+        for marker, reason in reasons.items():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the repository; the test is skipped where it is not there."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the folder of real data, ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of about 320 tokens with distinct bos, eos and pad, chat markers and a chat template.
+
+    It adds <s> before a text, as Llama's does. Copy it before changing it.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(SENTENCES, trainer)
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=512
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Factory of folders with a random 2-layer Llama (hidden 64, grouped queries) and ``tiny_tokenizer`` beside it.
+
+    ``tiny_llama()`` gives the same folder every time; ``tiny_llama(seed=1, num_hidden_layers=3)`` another one. Do not
+    write into it.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folders: dict[tuple[tuple[str, Any], ...], Path] = {}
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+    }
+
+    def make(seed: int = 0, **overrides: Any) -> Path:
+        key = (("seed", seed), *sorted(overrides.items()))
+        if key not in folders:
+            tokens = {name: tiny_tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL.items()}
+            config = LlamaConfig(**{"vocab_size": len(tiny_tokenizer), **tokens, **shape, **overrides})
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model = LlamaForCausalLM(config)
+            folders[key] = tmp_path_factory.mktemp("tiny_llama")
+            model.save_pretrained(folders[key])
+            tiny_tokenizer.save_pretrained(folders[key])
+        return folders[key]
+
+    return make
