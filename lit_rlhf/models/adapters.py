@@ -1,0 +1,167 @@
+"""LoRA adapters on a backbone: making them, switching between them, copying, mixing and saving them.
+
+An adapter is known by the name of its role: ``policy``, ``reference``. Roles are switched by one context manager that
+puts back what was active, whatever is raised inside, and never changes which parameters require gradients, so that
+optimizers and sharding see the same parameters all the time.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+
+from lit_rlhf.models.loading import local_or_hub
+from lit_rlhf.models.options import LoraOptions
+
+POLICY = "policy"
+REFERENCE = "reference"
+
+_INITIALISATIONS = {"default": True, "gaussian": "gaussian", "orthogonal": "orthogonal"}
+MUTATING = ("pissa", "olora")
+"""Initialisations that change the backbone's weights: "adapter off" is then no longer the model that was loaded."""
+
+
+def new_adapter(model: PreTrainedModel, options: LoraOptions) -> PeftModel:
+    """Put a fresh LoRA adapter named ``policy`` on a frozen model.
+
+    Raises:
+        ValueError: if the options do not fit the model.
+    """
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=options.target_modules,
+        exclude_modules=options.exclude_modules or None,
+        modules_to_save=options.modules_to_save or None,
+        init_lora_weights=_INITIALISATIONS.get(options.init, options.init),
+        use_rslora=options.use_rslora,
+        use_dora=options.use_dora,
+    )
+    try:
+        return get_peft_model(model, config, adapter_name=POLICY)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"backbone.lora does not fit '{model.name_or_path}': {error}") from error
+
+
+def load_adapter(model: PreTrainedModel, folder: str, dropout: float) -> PeftModel:
+    """Put a saved adapter on a frozen model, trainable and named ``policy``.
+
+    Args:
+        model: the base it was trained on.
+        folder: its folder or hub name.
+        dropout: replaces the dropout that it was saved with.
+
+    Raises:
+        ValueError: if there is no adapter, it is not LoRA, or it belongs to another base.
+    """
+    try:
+        config = PeftConfig.from_pretrained(local_or_hub(folder))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"backbone.adapter '{folder}' holds no PEFT adapter (adapter_config.json)") from error
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"backbone.adapter '{folder}' is of type {config.peft_type}; only LORA is supported")
+    trained_on = config.base_model_name_or_path
+    config.lora_dropout = dropout
+    try:
+        adapted = PeftModel.from_pretrained(
+            model, local_or_hub(folder), adapter_name=POLICY, is_trainable=True, config=config, use_safetensors=True
+        )
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+        raise ValueError(
+            f"backbone.adapter '{folder}' was trained on '{trained_on}' and does not fit '{model.name_or_path}': "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+    adapted.peft_config[POLICY].base_model_name_or_path = model.name_or_path
+    return adapted
+
+
+def copy_adapter(model: PeftModel, source: str, target: str) -> None:
+    """Add adapter ``target``, frozen and without dropout, with the weights of ``source``. ``source`` stays active."""
+    config = deepcopy(model.peft_config[source])
+    config.init_lora_weights = True
+    config.lora_dropout = 0.0
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.add_adapter(target, config)
+    mix_adapters(model, source, target, weight=1.0)
+    model.set_adapter(source)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def mix_adapters(model: PeftModel, source: str, target: str, weight: float) -> None:
+    """``target <- weight * source + (1 - weight) * target``, parameter by parameter.
+
+    Args:
+        model: holds both adapters.
+        source: name of the adapter that is read.
+        target: name of the one that moves.
+        weight: 0-1; 1 copies.
+    """
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        parts = name.split(".")
+        if target in parts:
+            twin = parameters[".".join(source if part == target else part for part in parts)]
+            parameter.lerp_(twin.to(parameter.dtype), weight)
+
+
+@contextmanager
+def active_adapter(model: PeftModel, name: str | None) -> Iterator[None]:
+    """Run with one adapter on, or with none.
+
+    Args:
+        model: holds the adapters.
+        name: of the adapter; None switches all off.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = name is None
+            if name is not None:
+                layer._active_adapter = [name]
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the policy's adapter as PEFT writes it, so that it loads on the plain base.
+
+    An adapter that began by changing the backbone ("pissa", "olora") is written as the difference to its beginning,
+    an ordinary LoRA of twice the rank.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mutated = model.peft_config[POLICY].init_lora_weights in MUTATING
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        beginning = {}
+        if mutated:
+            model.peft_config[REFERENCE].init_lora_weights = True
+            model.save_pretrained(scratch, selected_adapters=[REFERENCE])
+            beginning = {"path_initial_model_for_weight_conversion": str(Path(scratch) / REFERENCE)}
+        model.save_pretrained(scratch, selected_adapters=[POLICY], safe_serialization=True, **beginning)
+        for file in (Path(scratch) / POLICY).iterdir():
+            shutil.move(str(file), folder / file.name)
+
+
+def is_adapter_parameter(name: str, module: nn.Module) -> bool:
+    """Whether the parameter of this dotted name belongs to an adapter of ``module``."""
+    return any(part in (POLICY, REFERENCE) for part in name.split(".")) and isinstance(module, PeftModel)

@@ -1,0 +1,351 @@
+"""One frozen base model that carries every role, and the one way from tokens to numbers.
+
+A role is what sits on the base: the policy is a LoRA adapter; the reference is the base with the adapter off, a frozen
+copy of the adapter that training started from, or (full fine-tuning) a second, frozen model. Switching costs no copy.
+
+Shape letters: T tokens of a forest, N scored tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lit_rlhf.models import adapters
+from lit_rlhf.models.attention import FOREST_ATTENTION, ForestLayout
+from lit_rlhf.models.head import head_parameters, logit_transform
+from lit_rlhf.models.linear_logprobs import LogitTransform, TokenLogprobs, linear_logprobs
+from lit_rlhf.models.loading import OWN_ATTENTION, load_causal_lm
+from lit_rlhf.models.options import BackboneConfig, LoraOptions
+from lit_rlhf.models.padded import unfold
+from lit_rlhf.types import Forest, Segment
+
+__all__ = ["Backbone", "BackboneConfig", "LoraOptions", "Role", "build_backbone"]
+
+Role = Literal["policy", "reference"]
+
+_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "use_cache")
+"""Entries of a config that say nothing about what the model computes."""
+
+
+class Backbone(nn.Module):
+    """A causal language model with roles. Make one with :func:`build_backbone`, or wrap a model of your own.
+
+    Args:
+        model: the policy: a Hugging Face causal language model, or a PEFT model whose adapter is named ``policy``.
+        reference_model: a frozen second model that plays the reference; None = the reference is an adapter named
+            ``reference`` where there is one, else the model with its adapters off.
+        attention: as in :class:`BackboneConfig`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        reference_model: PreTrainedModel | None = None,
+        attention: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.reference_model = reference_model
+        self.attention = attention
+        self.layout: Literal["forest", "padded"] | None = None
+        self.transform: LogitTransform | None = None
+        self._role: Role = "policy"
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The Hugging Face model of the current role, adapters inside."""
+        model = self.reference_model if self._role == "reference" and self.reference_model is not None else self.model
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
+    @contextmanager
+    def role(self, name: Role) -> Iterator[None]:
+        """Be ``policy`` or ``reference`` inside the context. What was before is back after it, also after an exception.
+
+        Raises:
+            ValueError: for another name, or where a model without adapters has no reference.
+        """
+        if name not in ("policy", "reference"):
+            raise ValueError(f"no role '{name}'; there are 'policy' and 'reference'")
+        before = self._role
+        with self._adapter_of(name):
+            self._role = name
+            try:
+                yield
+            finally:
+                self._role = before
+
+    def _adapter_of(self, name: Role) -> nullcontext[None] | Iterator[None]:
+        if not isinstance(self.model, PeftModel):
+            if name == "reference" and self.reference_model is None:
+                raise ValueError("this backbone has neither adapters nor a second model, so it has no reference")
+            return nullcontext()
+        if name == "policy":
+            return adapters.active_adapter(self.model, adapters.POLICY)
+        return adapters.active_adapter(self.model, adapters.REFERENCE if self.has_reference_adapter else None)
+
+    @property
+    def has_reference_adapter(self) -> bool:
+        """Whether the reference is an adapter of its own rather than the base."""
+        return isinstance(self.model, PeftModel) and adapters.REFERENCE in self.model.peft_config
+
+    def hidden_states(self, forest: Forest) -> Tensor:
+        """Last hidden states (T, H) of the current role, after the final norm, one per token of the forest.
+
+        Raises:
+            ValueError: if a token id lies outside the embedding.
+        """
+        self.prepare()
+        if not forest.tokens.is_cuda and int(forest.tokens.max()) >= (rows := self.num_embeddings):
+            raise ValueError(
+                f"token id {int(forest.tokens.max())} lies outside the embedding of {rows} rows: "
+                "the tokenizer does not fit the model"
+            )
+        return self._forest_states(forest) if self.layout == "forest" else self._padded_states(forest)
+
+    def token_logprobs(
+        self, forest: Forest, with_entropy: bool = False, with_log_sum_squares: bool = False
+    ) -> TokenLogprobs:
+        """Log-probabilities (N,) of the scored tokens under the current role, in nats, in the order of the row.
+
+        Args:
+            forest: the packed text.
+            with_entropy: also return entropies.
+            with_log_sum_squares: also return logs of the sums of squared probabilities.
+        """
+        hidden = self.hidden_states(forest)[forest.predictors]
+        weight, bias = head_parameters(self.base)
+        return linear_logprobs(
+            hidden,
+            weight,
+            forest.tokens[forest.targets],
+            bias,
+            transform=self.transform,
+            with_entropy=with_entropy,
+            with_log_sum_squares=with_log_sum_squares,
+        )
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the token embedding (V)."""
+        return self.base.get_input_embeddings().weight.shape[0]
+
+    def _forest_states(self, forest: Forest) -> Tensor:
+        # A mask of four dimensions is passed through as it is; the layout, not the mask, says who sees whom.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=forest.tokens.device)
+        return self.base.get_decoder()(
+            input_ids=forest.tokens[None],
+            position_ids=forest.positions[None],
+            attention_mask=mask,
+            use_cache=False,
+            forest_layout=ForestLayout(forest),
+        ).last_hidden_state[0]
+
+    def _padded_states(self, forest: Forest) -> Tensor:
+        rows = unfold(forest)
+        states = self.base.get_decoder()(
+            input_ids=rows.tokens, attention_mask=rows.mask, position_ids=rows.positions, use_cache=False
+        ).last_hidden_state
+        return states.flatten(0, 1)[rows.cells]
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Choose the layout and find the logit transform by running a probe of a few tokens. Only the first call works.
+
+        Raises:
+            ValueError: if ``attention: forest`` is asked of a model that cannot take one, or its logits cannot be
+                reproduced.
+        """
+        if self.layout is not None:
+            return
+        probe = self._probe()
+        self.layout = "padded"
+        expected = self._padded_states(probe)
+        rows = unfold(probe)
+        weight, bias = head_parameters(self.base)
+        logits = self.base(input_ids=rows.tokens, attention_mask=rows.mask, position_ids=rows.positions).logits
+        raw = nn.functional.linear(expected, weight, bias)
+        self.transform = logit_transform(self.base.config, raw, logits.flatten(0, 1)[rows.cells])
+        if self.attention in OWN_ATTENTION:
+            reason = self._refusal(probe, expected)
+            if reason is None:
+                self.layout = "forest"
+            elif self.attention == "forest":
+                raise ValueError(f"backbone.attention is 'forest', but {reason}")
+            else:
+                rank_zero_info(f"backbone: computing on padded rows, because {reason}")
+        rank_zero_info(f"backbone: {self.base.config.model_type}, {self.layout} layout")
+
+    def _probe(self) -> Forest:
+        device = self.base.get_input_embeddings().weight.device
+        ids = [3 + (7 * number) % max(1, self.num_embeddings - 4) for number in range(24)]
+        prompt, first, second, other = ids[:5], ids[5:11], ids[11:18], ids[18:]
+        trees = [
+            [
+                Segment(prompt, [False] * len(prompt)),
+                Segment(first, [True] * len(first), 0),
+                Segment(second, [True] * len(second), 0),
+            ],
+            [Segment(other, [False] + [True] * (len(other) - 1))],
+        ]
+        forest = Forest.pack(trees)
+        return Forest(*(part.to(device) for part in forest[:5]), *forest[5:])
+
+    def _refusal(self, probe: Forest, expected: Tensor) -> str | None:
+        """Why this model cannot take a forest; None if it can."""
+        kind = self.base.config.model_type
+        if self.base.config._attn_implementation != FOREST_ATTENTION:
+            return f"a {kind} model does not take its attention from the registry of transformers"
+        try:
+            states = self._forest_states(probe)
+        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            return f"a {kind} model raised: {error}"
+        tolerance = 1e-4 if expected.dtype == torch.float32 and not self._is_quantized else 5e-2
+        difference = float((states - expected).float().norm() / expected.float().norm())
+        if not difference <= tolerance:
+            return f"a {kind} model gives other hidden states on a forest than on rows (relative {difference:.2g})"
+        return None
+
+    @property
+    def _is_quantized(self) -> bool:
+        return self.base.config.to_dict().get("quantization_config") is not None
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        stop_tokens: Sequence[int],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> list[list[int]]:
+        """Answers of the current role to tokenised prompts. The random state of training is left as it was.
+
+        Args:
+            prompts: token ids of each prompt.
+            max_new_tokens: most tokens of an answer.
+            stop_tokens: ids that end an answer; the one that did is its last token.
+            temperature: of the samples; 0 takes the likeliest token each time.
+            top_p: smallest probability mass that tokens are drawn from, 0-1.
+            seed: of the samples; None goes on from the global random state.
+
+        Returns:
+            The new token ids of each answer.
+
+        Raises:
+            ValueError: if a prompt is empty or there is no stop token.
+        """
+        if not all(len(prompt) for prompt in prompts) or not stop_tokens:
+            raise ValueError("generate needs prompts of at least one token and at least one stop token")
+        device = self.base.get_input_embeddings().weight.device
+        width = max(len(prompt) for prompt in prompts)
+        pad = stop_tokens[0]
+        tokens = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.random.fork_rng(enabled=seed is not None):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                output = self.base.generate(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=pad,
+                    eos_token_id=list(stop_tokens),
+                    use_cache=True,
+                    **(sampling or {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}),
+                )
+        finally:
+            self.train(was_training)
+        stops = set(stop_tokens)
+        return [_until_stop(row, stops) for row in output[:, width:].tolist()]
+
+    def move_reference(self, weight: float) -> None:
+        """``reference <- weight * policy + (1 - weight) * reference`` (TR-DPO, arXiv 2404.09656, eq. 7 and 8).
+
+        Args:
+            weight: 0-1; 1 copies the policy.
+
+        Raises:
+            ValueError: if the reference has no weights of its own.
+        """
+        if self.has_reference_adapter:
+            adapters.mix_adapters(self.model, adapters.POLICY, adapters.REFERENCE, weight)
+        elif self.reference_model is not None:
+            with torch.no_grad():
+                for ours, theirs in zip(self.reference_model.parameters(), self.model.parameters(), strict=True):
+                    ours.lerp_(theirs.to(ours.dtype), weight)
+        else:
+            raise ValueError("the reference is the frozen base, which cannot move")
+
+    def save(self, folder: str | Path) -> None:
+        """Write what was trained: the adapter as PEFT writes it, or the whole model; safetensors."""
+        folder = Path(folder)
+        if isinstance(self.model, PeftModel):
+            adapters.save_adapter(self.model, folder)
+        else:
+            self.model.save_pretrained(folder, safe_serialization=True)
+
+    @torch.no_grad()
+    def fingerprint(self, role: Role) -> str:
+        """A digest of the weights that a role computes with, taken from samples and sums of every tensor."""
+        skipped = {"policy": adapters.REFERENCE, "reference": adapters.POLICY}[role]
+        module = self.reference_model if role == "reference" and self.reference_model is not None else self.model
+        config = {key: value for key, value in self.base.config.to_dict().items() if key not in _NOT_OF_THE_MODEL}
+        digest = hashlib.sha256(repr(sorted(config.items(), key=str)).encode())
+        for name, parameter in module.named_parameters():
+            if skipped in name.split("."):
+                continue
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu()
+            digest.update(f"{name} {tuple(parameter.shape)} {float(flat.double().sum())}".encode())
+            digest.update(sample.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def build_backbone(
+    config: BackboneConfig, *, reference: Literal["none", "fixed", "moving"] = "fixed", device: torch.device | None = None
+) -> Backbone:
+    """Load the base model and put the roles on it.
+
+    Args:
+        config: what to load.
+        reference: "none" where no reference is needed; "moving" where it must have weights of its own.
+        device: where quantised weights are made; None = CPU.
+
+    Raises:
+        ValueError: for what :func:`lit_rlhf.models.loading.load_causal_lm` and the adapters refuse.
+    """
+    model = load_causal_lm(config, device)
+    if not config.lora.enabled:
+        second = load_causal_lm(config, device).eval() if reference != "none" else None
+        return Backbone(model.requires_grad_(True), second, config.attention)
+    if config.adapter is None:
+        policy = adapters.new_adapter(model, config.lora)
+    else:
+        policy = adapters.load_adapter(model, config.adapter, config.lora.dropout)
+    mutated = config.adapter is None and config.lora.init in adapters.MUTATING
+    if mutated or reference == "moving" or (reference == "fixed" and config.adapter is not None):
+        adapters.copy_adapter(policy, adapters.POLICY, adapters.REFERENCE)
+    return Backbone(policy, None, config.attention)
+
+
+def _until_stop(tokens: list[int], stops: set[int]) -> list[int]:
+    for number, token in enumerate(tokens):
+        if token in stops:
+            return tokens[: number + 1]
+    return tokens

@@ -1,0 +1,133 @@
+"""From a name to a Hugging Face model: safetensors only, no remote code, dropout off, 4 or 8 bits on request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import bitsandbytes
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+
+from lit_rlhf.models.attention import FOREST_ATTENTION, register
+from lit_rlhf.models.options import BackboneConfig
+
+OWN_ATTENTION = ("auto", "forest")
+"""Values of ``attention`` that mean this package's attention; others are names that transformers knows."""
+
+
+def load_causal_lm(config: BackboneConfig, device: torch.device | None = None) -> PreTrainedModel:
+    """Load the frozen base model.
+
+    Args:
+        config: what to load and how.
+        device: where quantised weights are made; others stay on the CPU until the Trainer moves them.
+
+    Returns:
+        The model, every parameter frozen, in training mode with all of its own dropout at 0.
+
+    Raises:
+        ValueError: if nothing loadable lies under the name, or the checkpoint lacks weights of a causal language model.
+    """
+    name = local_or_hub(config.name_or_path)
+    try:
+        model_config = AutoConfig.from_pretrained(name, revision=config.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"backbone.name_or_path '{config.name_or_path}' cannot be loaded: {_first(error)}") from error
+    with _no_dropout(model_config):
+        model = _from_pretrained(name, model_config, config, device)
+    for module in model.modules():
+        # On CPUs with AVX512-bf16 the first forward in evaluation mode repacks the weight for good, and changes it.
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    if config.attention in OWN_ATTENTION and model._can_set_attn_implementation():
+        register()
+        model.set_attn_implementation(FOREST_ATTENTION)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.requires_grad_(False).train()
+
+
+def local_or_hub(name: str) -> str:
+    """The absolute path where ``name`` is a folder, else ``name``, which is then a hub name.
+
+    Raises:
+        ValueError: if ``name`` looks like a path but no such folder exists.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path.resolve())
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ValueError(f"no folder '{name}'")
+    return name
+
+
+def quantization_config(kind: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """Settings of bitsandbytes for "nf4" or "int8"; None for "none"."""
+    if kind == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else None
+
+
+def _from_pretrained(
+    name: str, model_config: PretrainedConfig, config: BackboneConfig, device: torch.device | None
+) -> PreTrainedModel:
+    dtype = getattr(torch, config.dtype) if config.dtype != "auto" else (model_config.dtype or torch.float32)
+    quantization = quantization_config(config.quantization, dtype)
+    placement = {"": device or torch.device("cpu")} if quantization is not None else None
+    attention = None if config.attention in OWN_ATTENTION else config.attention
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=model_config,
+            revision=config.revision,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map=placement,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"backbone '{config.name_or_path}' cannot be loaded: {_first(error)}") from error
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"])[:4])
+        raise ValueError(
+            f"backbone '{config.name_or_path}' is no causal language model: its checkpoint lacks {missing}"
+            f" ({len(loading['missing_keys'])} missing in all)"
+        )
+    return model
+
+
+@contextmanager
+def _no_dropout(config: PretrainedConfig) -> Iterator[None]:
+    """Build the model without its own dropout, and leave the config as it was.
+
+    A policy that drops out differs from its reference before the first step.
+    """
+    configs = [config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))]
+    before = [
+        (part, name, value)
+        for part in configs
+        for name, value in part.to_dict().items()
+        if isinstance(value, float) and name.endswith(("dropout", "pdrop", "dropout_prob", "drop_rate"))
+    ]
+    for part, name, _ in before:
+        setattr(part, name, 0.0)
+    try:
+        yield
+    finally:
+        for part, name, value in before:
+            setattr(part, name, value)
+
+
+def _first(error: Exception) -> str:
+    """First line of a message that may be a page long."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

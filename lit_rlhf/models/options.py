@@ -1,0 +1,85 @@
+"""What a user says about a backbone. Plain dataclasses: the command line shows them field by field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class LoraOptions:
+    """Low-rank adapters on the frozen backbone (Hu et al., "LoRA", arXiv 2106.09685).
+
+    Args:
+        enabled: False trains every weight of the backbone instead (full fine-tuning).
+        r: rank of the update, 8-64 usual.
+        alpha: scale of the update; it is multiplied by alpha / r (alpha / sqrt(r) with ``use_rslora``).
+        dropout: probability of dropping an input of the adapter while training, 0-0.1 usual. The backbone's own
+            dropout is always off.
+        target_modules: "all-linear" (every linear layer but the head), a regular expression, or a list of name endings
+            such as ``[q_proj, v_proj]``.
+        exclude_modules: name endings that get no adapter although they match.
+        modules_to_save: name endings of layers that are trained whole beside the adapter, such as ``[lm_head]``.
+        init: how the adapter starts. "default" and "gaussian" start as no change; "orthogonal" too; "pissa" (arXiv
+            2404.02948) and "olora" (arXiv 2406.01775) take their start out of the backbone's weights.
+        use_rslora: scale by alpha / sqrt(r) (arXiv 2312.03732).
+        use_dora: train magnitude and direction apart (arXiv 2402.09353).
+    """
+
+    enabled: bool = True
+    r: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+    exclude_modules: list[str] = field(default_factory=list)
+    modules_to_save: list[str] = field(default_factory=list)
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    use_rslora: bool = False
+    use_dora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"lora.r is {self.r}; it must be at least 1 (to train without adapters: lora.enabled=false)")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"lora.dropout is {self.dropout}; it must be at least 0 and less than 1")
+
+
+@dataclass
+class BackboneConfig:
+    """The base model that carries every role, and how it is held and trained.
+
+    Args:
+        name_or_path: a Hugging Face folder or hub name of a causal language model, weights in safetensors.
+        adapter: folder or hub name of a PEFT LoRA adapter to go on from. Its rank and targets apply instead of
+            ``lora``'s; ``lora.dropout`` still counts. The reference policy is then a frozen copy of it.
+        revision: branch, tag or commit of a hub name.
+        quantization: "none", "nf4" (4 bits, QLoRA, with double quantisation) or "int8"; through bitsandbytes.
+        dtype: of the frozen weights and the computation; "auto" is what the checkpoint was saved in.
+        attention: "auto" computes on the forest where that is exact for this model and on padded rows elsewhere, and
+            says which; "forest" refuses models that cannot take it; any name that transformers knows ("sdpa",
+            "eager", "flash_attention_2", ...) computes on padded rows with it.
+        gradient_checkpointing: recompute each decoder layer in the backward pass: a fraction of the memory for about
+            a third more time.
+        fused: run LoRA layers, norms and gated MLPs of Llama-type decoders through this package's own autograd
+            functions, which keep less and do less; layers that do not fit keep the stock path.
+        lora: the adapters.
+    """
+
+    name_or_path: str
+    adapter: str | None = None
+    revision: str | None = None
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: str = "auto"
+    gradient_checkpointing: bool = False
+    fused: bool = True
+    lora: LoraOptions = field(default_factory=LoraOptions)
+
+    def __post_init__(self) -> None:
+        if not self.lora.enabled and self.quantization != "none":
+            raise ValueError(
+                f"quantization '{self.quantization}' freezes the backbone, and lora.enabled=false trains it: "
+                "set quantization to 'none' or lora.enabled to true"
+            )
+        if not self.lora.enabled and self.adapter is not None:
+            raise ValueError("backbone.adapter needs lora.enabled=true; to train all weights, merge the adapter first")
