@@ -1,0 +1,83 @@
+"""Losses: pure functions on tensors, torch only.
+
+How a preference loss is called. Its positional parameters are tensors, chosen by their names from this list; everything
+after ``*`` is a scalar setting with a default. Shape letter: B preference pairs.
+
+==============================================  =====================================================================
+``chosen_logratios``, ``rejected_logratios``     (B,) log pi(y|x) - log pi_ref(y|x), summed over the response's tokens
+                                                 (weighted by LD-DPO and transformed by an f-divergence if asked)
+``chosen_logprobs``, ``rejected_logprobs``       (B,) log pi(y|x), summed over the response's tokens, in nats
+``ref_chosen_logprobs``,                         (B,) the same under the reference
+``ref_rejected_logprobs``
+``chosen_lengths``, ``rejected_lengths``         (B,) response tokens
+``margins``                                      (B,) by how much the chosen response is better; 0 where unknown
+==============================================  =====================================================================
+
+It returns one number per pair (B,), not reduced: the caller sums over its pairs and divides by the number of pairs of the
+whole step, over all micro-batches and ranks, so that the result does not depend on the split. The decorators in
+:mod:`lit_rlhf.losses.marks` say where a loss asks for more than that.
+"""
+
+from lit_rlhf.losses.anchored import apo_down_loss, apo_zero_loss, bco_pair_loss, nca_pair_loss, sppo_hard_loss
+from lit_rlhf.losses.divergences import alpha_scores, forward_kl_scores, js_scores, reverse_kl_scores
+from lit_rlhf.losses.marks import (
+    allows_divergence,
+    averaged_over_chosen_tokens,
+    is_averaged_over_chosen_tokens,
+    is_divergence_allowed,
+    is_whole_batch,
+    whole_batch,
+)
+from lit_rlhf.losses.preference import (
+    PreferenceStatistics,
+    conservative_loss,
+    discopop_loss,
+    exo_pair_loss,
+    hinge_loss,
+    ipo_loss,
+    odpo_loss,
+    preference_statistics,
+    robust_loss,
+    sigmoid_loss,
+    sigmoid_norm_loss,
+)
+from lit_rlhf.losses.reference_free import cpo_loss, orpo_loss, sft_loss, simpo_loss
+from lit_rlhf.losses.transport import aot_loss, aot_unpaired_loss
+from lit_rlhf.losses.weighting import ld_token_weights, wpo_weights
+
+__all__ = [
+    "PreferenceStatistics",
+    "allows_divergence",
+    "alpha_scores",
+    "aot_loss",
+    "aot_unpaired_loss",
+    "apo_down_loss",
+    "apo_zero_loss",
+    "averaged_over_chosen_tokens",
+    "bco_pair_loss",
+    "conservative_loss",
+    "cpo_loss",
+    "discopop_loss",
+    "exo_pair_loss",
+    "forward_kl_scores",
+    "hinge_loss",
+    "ipo_loss",
+    "is_averaged_over_chosen_tokens",
+    "is_divergence_allowed",
+    "is_whole_batch",
+    "js_scores",
+    "ld_token_weights",
+    "nca_pair_loss",
+    "odpo_loss",
+    "orpo_loss",
+    "preference_statistics",
+    "reverse_kl_scores",
+    "robust_loss",
+    "sft_loss",
+    "sigmoid_loss",
+    "sigmoid_norm_loss",
+    "simpo_loss",
+    "sppo_hard_loss",
+    "whole_batch",
+    "wpo_weights",
+]
