@@ -1,6 +1,6 @@
 # Every target works on a fresh machine with Python 3.11 or 3.12: the first one makes .venv with the tested, pinned set.
 #   make demo     train the embedded default: DPO, about three minutes on two cores, offline
-#   make test     every test
+#   make test     every test but the slow ones
 # pip's own variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) choose where packages come from.
 
 VENV ?= .venv
@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
+TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-oldest format lint type docs bench lock clean
@@ -19,13 +20,15 @@ help:
 	@sed -n 's/^#   //p' Makefile
 	@echo "others: test-slow test-oldest format lint type docs bench lock clean"
 
-# torch stands alone: which build it is, and whether it brings CUDA, is for the machine to say.
+# The lock holds a hash for every file but torch's: which build of torch a machine gets, and whether it brings CUDA,
+# is for that machine to say.
 $(INSTALLED): pyproject.toml requirements/lock.txt
-	@test -n "$(PYTHON)" || { echo "needs python3.11 or python3.12; or say: make PYTHON=/path/to/python"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet torch==2.13.0
-	$(PIP) install --quiet --requirement requirements/lock.txt
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@test -n "$(PYTHON)" || { echo "needs python3.11 or python3.12; if yours has another name: make PYTHON=... "; exit 1; }
+	@echo "making $(VENV) with the tested set (once; a minute or two, longer where torch brings CUDA)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --require-hashes --no-deps --requirement requirements/lock.txt
+	@$(PIP) install --quiet $(TORCH)
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(INSTALLED)
@@ -35,26 +38,39 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest --slow -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --slow
+
+# The floors of pyproject.toml, in an environment of their own.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint requirements/oldest.txt --editable .[dev]
+	.venv-oldest/bin/python -m pytest -n $(WORKERS)
 
 format: $(INSTALLED)
-	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 lint: $(INSTALLED)
-	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/validate-pyproject pyproject.toml
 
 type: $(INSTALLED)
 	$(BIN)/mypy
 
+# The pages under docs/ are plain Markdown: their links, commands and trees are checked, nothing is built.
 docs: $(INSTALLED)
-	$(BIN)/python -m pytest tests/test_readme.py tests/test_docs.py
+	$(BIN)/python -m pytest tests/test_docs.py
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/dpo.py
 
+# Needs uv; answers a change of the dependencies in pyproject.toml, and prints what moved.
+lock:
+	echo $(TORCH) | uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-package torch --no-annotate --no-header --quiet --upgrade --output-file requirements/lock.txt
+	git diff --stat requirements/lock.txt
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
