@@ -1,0 +1,25 @@
+"""Data modules: rows of files or the hub to the batches that the algorithms of lit_rlhf read."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodules.packing import TokenPair, pack_pairs
+    from datamodules.preference import PreferenceDataModule
+    from datamodules.sources import Source
+
+_HOMES = {
+    "PreferenceDataModule": "datamodules.preference",
+    "Source": "datamodules.sources",
+    "TokenPair": "datamodules.packing",
+    "pack_pairs": "datamodules.packing",
+}
+
+__all__ = ["PreferenceDataModule", "Source", "TokenPair", "pack_pairs"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'datamodules' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
