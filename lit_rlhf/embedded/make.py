@@ -1,0 +1,49 @@
+"""Make everything that is embedded: ``python -m lit_rlhf.embedded.make [--only data|model] [--folder FOLDER]``.
+
+The data are the same bits everywhere. The model takes about ten minutes on two CPU cores, and its weights depend on the
+machine's arithmetic in their last digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from lit_rlhf.embedded import ASSETS
+from lit_rlhf.embedded.rows import SPLITS, Row, demonstration_rows, preference_rows, prompt_rows
+
+DATA_SETS: dict[str, Callable[[str], Iterator[Row]]] = {
+    "dpo": preference_rows,
+    "sft": demonstration_rows,
+    "prompts": prompt_rows,
+}
+
+
+def make_data(folder: Path) -> None:
+    """Write ``<data set>_<split>.jsonl`` for every data set and split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in DATA_SETS.items():
+        for split in SPLITS:
+            lines = [json.dumps(row) + "\n" for row in rows(split)]
+            (folder / f"{name}_{split}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Make the data, the model or both, as the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m lit_rlhf.embedded.make", description="Remake what is embedded.")
+    parser.add_argument("--only", choices=("data", "model"), help="make only this")
+    parser.add_argument("--folder", type=Path, default=ASSETS, help="where to write; the package itself by default")
+    options = parser.parse_args(arguments)
+    if options.only != "model":
+        make_data(options.folder)
+    if options.only != "data":
+        from lit_rlhf.embedded import tiny_llama  # imports transformers, which the data do without
+
+        tiny_llama.make(options.folder / "tiny_llama", report=partial(print, flush=True))
+
+
+if __name__ == "__main__":
+    main()
