@@ -13,8 +13,8 @@ after ``*`` is a scalar setting with a default. Shape letter: B preference pairs
 ``margins``                                      (B,) by how much the chosen response is better; 0 where unknown
 ==============================================  =====================================================================
 
-It returns one number per pair (B,), not reduced: the caller sums over its pairs and divides by the number of pairs of the
-whole step, over all micro-batches and ranks, so that the result does not depend on the split. The decorators in
+It returns one number per pair (B,), not reduced: the caller sums over its pairs and divides by the number of pairs of
+the whole step, over all micro-batches and ranks, so that the result does not depend on the split. The decorators in
 :mod:`lit_rlhf.losses.marks` say where a loss asks for more than that.
 """
 

@@ -1,10 +1,10 @@
 """Divergences: the score that takes the log-ratio's place when DPO is held to the reference by another f-divergence.
 
 Wang et al. (2023), Beyond Reverse KL, https://arxiv.org/abs/2309.16240: with u = pi(y|x) / pi_ref(y|x), the implicit
-reward is beta * f'(u) up to a constant that cancels between chosen and rejected. Each function maps log u to f'(u), up to
-such a constant. Only losses marked ``allows_divergence`` may read these scores.
+reward is beta * f'(u) up to a constant that cancels between chosen and rejected. Each function maps log u to f'(u), up
+to such a constant. Only losses marked ``allows_divergence`` may read these scores.
 
-Where we depart: exponents are capped at 80 nats, because exp overflows float32 at 88.7; past the cap the gradient is zero.
+Where we depart: exponents are capped at 80 nats, because exp overflows float32 at 88.7; past the cap the gradient is 0.
 """
 
 from __future__ import annotations

@@ -161,8 +161,8 @@ def odpo_loss(
 ) -> Tensor:
     """DPO with an offset: the better the chosen response is known to be, the larger the margin asked for.
 
-    The paper offsets by alpha * f(margin) and prefers f = log, which has no value for ties and unknown margins. Here f is
-    the identity, so that a pair with margin 0 is a pair of plain DPO; another f belongs into the data.
+    The paper offsets by alpha * f(margin) and prefers f = log, which has no value for ties and unknown margins. Here f
+    is the identity, so that a pair with margin 0 is a pair of plain DPO; another f belongs into the data.
 
     Args:
         chosen_logratios: (B,) policy minus reference of the chosen responses, in nats.
@@ -269,7 +269,7 @@ def sigmoid_norm_loss(
         rejected_logratios: (B,) the same of the rejected ones.
         chosen_lengths: (B,) tokens of the chosen responses.
         rejected_lengths: (B,) tokens of the rejected ones.
-        beta: strength of the pull to the reference; 2-10 usual, larger than for DPO because means are smaller than sums.
+        beta: strength of the pull to the reference; 2-10 usual: means are smaller than sums.
 
     Returns:
         (B,) losses; log 2 where policy and reference agree.
@@ -337,7 +337,7 @@ def discopop_loss(
         tau: temperature of the mixing weight, in (0, 1); 0.05 in the paper.
 
     Returns:
-        (B,) losses; not convex, with a small hump left of zero margin.
+        (B,) losses; not convex: on a hump around margin 0 the gradient points to the rejected response, as in the paper.
 
     Raises:
         ValueError: if the shapes are not (B,), or ``tau`` is out of range.

@@ -1,8 +1,8 @@
 """Reference-free losses: they read the policy's log-probabilities alone, so no reference is computed. B counts pairs.
 
-Where we depart from TRL 1.16: the likelihood term of CPO and ORPO is averaged over each chosen response's own tokens, so
-that it is a number of the pair. TRL averages over all tokens of a micro-batch, prompts included. For its weighting (over
-response tokens), set ``nll_coef`` to 0 and add ``sft_loss`` as a second loss.
+Where we depart from TRL 1.16: the likelihood term of CPO and ORPO is averaged over each chosen response's own tokens,
+so that it is a number of the pair. TRL averages over all tokens of a micro-batch, prompts included. For a mean over all
+response tokens of the step, set ``nll_coef`` to 0 and add ``sft_loss`` as a second loss.
 """
 
 from __future__ import annotations

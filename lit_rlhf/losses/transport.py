@@ -1,8 +1,9 @@
 """Transport losses: the distribution of chosen rewards should lie above that of the rejected ones.
 
-Alignment via Optimal Transport (Melnyk et al., 2024, https://arxiv.org/abs/2406.05882): sorting both sides couples them
-optimally, so a pair is compared across the batch and not only with its own partner. These losses must see all pairs of a
-step at once (mark ``whole_batch``); sorted per micro-batch, as TRL does, they would depend on the split. B counts pairs.
+Alignment via Optimal Transport (Melnyk et al., 2024, https://arxiv.org/abs/2406.05882): sorting both sides couples
+them optimally, so a response is compared across the batch and not only with its own partner. These losses must see all
+pairs of a step at once (mark ``whole_batch``); sorted per micro-batch, as in TRL, they depend on the split. B counts
+pairs.
 """
 
 from __future__ import annotations

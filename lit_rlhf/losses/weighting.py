@@ -51,7 +51,7 @@ def wpo_weights(logprobs: Tensor, log_sum_squared_probs: Tensor, sequences: Tens
 
     Args:
         logprobs: (N,) policy log-probability of every scored token, in nats.
-        log_sum_squared_probs: (N,) log of the sum over the vocabulary of squared probabilities, where each was predicted.
+        log_sum_squared_probs: (N,) log of the sum of squared probabilities over the vocabulary, per token.
         sequences: (N,) int64, the sequence that each scored token belongs to.
         lengths: (L,) scored tokens of each sequence.
 

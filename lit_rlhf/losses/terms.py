@@ -1,0 +1,213 @@
+"""Terms: from token log-probabilities to the pairs that losses read, and from several losses to one weighted sum.
+
+Shape letters: N scored tokens, L sequences, B preference pairs, K terms.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.losses.divergences import reverse_kl_scores
+from lit_rlhf.losses.marks import is_averaged_over_chosen_tokens, is_divergence_allowed, is_whole_batch
+from lit_rlhf.losses.preference import sigmoid_loss
+from lit_rlhf.losses.weighting import ld_token_weights
+
+REFERENCE_INPUTS = ("chosen_logratios", "rejected_logratios", "ref_chosen_logprobs", "ref_rejected_logprobs")
+"""Inputs of a loss that need a reference."""
+
+
+class PairLogprobs(NamedTuple):
+    """What a preference loss may ask for, by these names; each (B,), float32.
+
+    Args:
+        chosen_logratios: policy minus reference, summed over the response, weighted and transformed as asked.
+        rejected_logratios: the same of the rejected responses.
+        chosen_logprobs: policy, summed over the response, in nats.
+        rejected_logprobs: the same of the rejected responses.
+        ref_chosen_logprobs: reference, summed over the response; zeros without a reference.
+        ref_rejected_logprobs: the same of the rejected responses.
+        chosen_lengths: scored tokens of the chosen responses.
+        rejected_lengths: the same of the rejected ones.
+        margins: by how much the chosen response is better, in the unit of the data; 0 where unknown.
+    """
+
+    chosen_logratios: Tensor
+    rejected_logratios: Tensor
+    chosen_logprobs: Tensor
+    rejected_logprobs: Tensor
+    ref_chosen_logprobs: Tensor
+    ref_rejected_logprobs: Tensor
+    chosen_lengths: Tensor
+    rejected_lengths: Tensor
+    margins: Tensor
+
+
+def pair_logprobs(
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    sequences: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    margins: Tensor,
+    *,
+    scores: Callable[[Tensor], Tensor] = reverse_kl_scores,
+    ld_alpha: float = 1.0,
+) -> PairLogprobs:
+    """Sum token log-probabilities over responses and pair them up.
+
+    Args:
+        logprobs: (N,) policy log-probability of every scored token, in nats.
+        ref_logprobs: (N,) the same under the reference.
+        sequences: (N,) int64, the sequence that each scored token belongs to, ascending.
+        chosen: (B,) int64, the chosen sequence of each pair.
+        rejected: (B,) int64, the rejected one.
+        margins: (B,) by how much the chosen response is better.
+        scores: what an f-divergence makes of a log-ratio.
+        ld_alpha: weight, in the log-ratios, of tokens past the length that both responses share; 1 = plain.
+
+    Raises:
+        ValueError: if the tokens or the pairs do not belong together.
+
+    Example:
+        >>> tokens, zeros = torch.tensor([-1.0, -2.0, -4.0]), torch.zeros(3)
+        >>> pair = [torch.tensor([0]), torch.tensor([1]), torch.zeros(1)]
+        >>> pair_logprobs(tokens, zeros, torch.tensor([0, 0, 1]), *pair).chosen_logratios
+        tensor([-3.])
+    """
+    if not logprobs.shape == ref_logprobs.shape == sequences.shape or not chosen.shape == rejected.shape:
+        raise ValueError(
+            f"logprobs {tuple(logprobs.shape)}, ref_logprobs {tuple(ref_logprobs.shape)} and sequences "
+            f"{tuple(sequences.shape)} must be (N,); chosen {tuple(chosen.shape)} and rejected "
+            f"{tuple(rejected.shape)} must be (B,)"
+        )
+    num_sequences = 2 * len(chosen)
+    lengths = _sums(torch.ones_like(logprobs), sequences, num_sequences)
+    ratios = logprobs - ref_logprobs
+    if ld_alpha != 1.0:
+        shared = torch.empty_like(lengths)
+        shared[chosen] = shared[rejected] = torch.minimum(lengths[chosen], lengths[rejected])
+        ratios = ratios * ld_token_weights(sequences, lengths.long(), shared.long(), ld_alpha=ld_alpha)
+    sums = torch.stack([_sums(column, sequences, num_sequences) for column in (ratios, logprobs, ref_logprobs)])
+    return PairLogprobs(
+        scores(sums[0, chosen]),
+        scores(sums[0, rejected]),
+        sums[1, chosen],
+        sums[1, rejected],
+        sums[2, chosen],
+        sums[2, rejected],
+        lengths[chosen],
+        lengths[rejected],
+        margins,
+    )
+
+
+@dataclass
+class LossTerm:
+    """One part of a weighted sum of losses.
+
+    Args:
+        function: the loss, by its import path, such as ``lit_rlhf.losses.sigmoid_loss``; or one of your own that takes
+            its tensors by the names that :mod:`lit_rlhf.losses` lists.
+        weight: factor of this part.
+        options: settings of the function, by name, such as ``{label_smoothing: 0.1}``. Where it takes ``beta`` and none
+            is given here, it gets the algorithm's.
+    """
+
+    function: Callable[..., Tensor] = sigmoid_loss
+    weight: float = 1.0
+    options: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        inputs = [name for name in self._parameters if name not in self.settings]
+        unknown = [name for name in inputs if name not in PairLogprobs._fields]
+        if unknown or not inputs:
+            raise ValueError(
+                f"losses: {self.name} asks for {', '.join(unknown) or 'no tensors'}; "
+                f"a preference loss may ask for {', '.join(PairLogprobs._fields)}"
+            )
+        wrong = sorted(set(self.options) - set(self.settings))
+        if wrong:
+            accepted = ", ".join(self.settings) or "none"
+            raise ValueError(f"losses: {self.name} has no option '{wrong[0]}'; its options are: {accepted}")
+        self.inputs = tuple(inputs)
+
+    @property
+    def _parameters(self) -> dict[str, inspect.Parameter]:
+        return dict(inspect.signature(self.function).parameters)
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the function's keyword-only scalars."""
+        return tuple(name for name, kind in self._parameters.items() if kind.kind is inspect.Parameter.KEYWORD_ONLY)
+
+    @property
+    def name(self) -> str:
+        """The function's name without ``_loss``: what the part is called in logs."""
+        return self.function.__name__.removesuffix("_loss")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the function reads anything of the reference."""
+        return any(name in REFERENCE_INPUTS for name in self.inputs)
+
+    @property
+    def is_whole_batch(self) -> bool:
+        """Whether the function must be given all pairs of the step at once."""
+        return is_whole_batch(self.function)
+
+    @property
+    def is_divergence_allowed(self) -> bool:
+        """Whether the function may be given f-divergence scores for log-ratios."""
+        return is_divergence_allowed(self.function)
+
+    @property
+    def is_averaged_over_chosen_tokens(self) -> bool:
+        """Whether the sum over pairs is divided by the chosen tokens of the step instead of its pairs."""
+        return is_averaged_over_chosen_tokens(self.function)
+
+    def __call__(self, pairs: PairLogprobs, beta: float) -> Tensor:
+        """The loss (B,) of each pair, without the weight.
+
+        Args:
+            pairs: what the function may ask for.
+            beta: given to the function if it takes one and ``options`` names none.
+        """
+        options = dict(self.options)
+        if "beta" in self.settings:
+            options.setdefault("beta", beta)
+        return self.function(*(pairs._asdict()[name] for name in self.inputs), **options)
+
+
+def _sums(values: Tensor, sequences: Tensor, num_sequences: int) -> Tensor:
+    """(L,) sums of (N,) values over each sequence."""
+    return values.new_zeros(num_sequences).index_add(0, sequences, values)
+
+
+def couple(term: LossTerm, pairs: PairLogprobs, beta: float) -> tuple[Tensor, PairLogprobs]:
+    """Evaluate a loss that compares pairs with each other, once, so that micro-batches can follow it one by one.
+
+    Args:
+        term: the loss.
+        pairs: all pairs of the step.
+        beta: as for the term.
+
+    Returns:
+        The values (B,), and the gradient of their sum with respect to each input (zeros where it is not read).
+    """
+    leaves = PairLogprobs(*(column.detach().requires_grad_() for column in pairs))
+    with torch.enable_grad():
+        values = term(leaves, beta)
+        gradients = torch.autograd.grad(values.sum(), leaves, allow_unused=True, materialize_grads=True)
+    return values.detach(), PairLogprobs(*gradients)
+
+
+def coupled_values(values: Tensor, gradients: PairLogprobs, pairs: PairLogprobs) -> Tensor:
+    """The values (B,) that :func:`couple` gave, with its gradients attached to ``pairs``."""
+    moves = [slope * (column - column.detach()) for slope, column in zip(gradients, pairs, strict=True)]
+    return values + torch.stack(moves).sum(0)

@@ -1,0 +1,19 @@
+"""The shape check: what passes, what is refused, and that the message names every tensor."""
+
+import pytest
+import torch
+
+from lit_rlhf.losses.shapes import check_pairs
+
+
+def test_vectors_of_one_length_pass():
+    check_pairs(a=torch.zeros(3), b=torch.ones(3))
+    check_pairs(a=torch.zeros(0))
+
+
+@pytest.mark.parametrize(("a", "b"), [((3,), (2,)), ((3,), (3, 1)), ((), ()), ((2, 2), (2, 2)), ((1,), (3,))], ids=str)
+def test_anything_else_is_refused_by_name_and_shape(a, b):
+    with pytest.raises(ValueError, match="one number per pair") as refusal:
+        check_pairs(left=torch.zeros(a), right=torch.zeros(b))
+    assert f"left {a}" in str(refusal.value)
+    assert f"right {b}" in str(refusal.value)
