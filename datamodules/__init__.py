@@ -1,7 +1,7 @@
 """Data modules: rows of files or the hub to the batches that the algorithms of lit_rlhf read."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datamodules.packing import TokenPair, pack_pairs
@@ -18,7 +18,7 @@ _HOMES = {
 __all__ = ["PreferenceDataModule", "Source", "TokenPair", "pack_pairs"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module 'datamodules' has no attribute {name!r}")

@@ -33,9 +33,9 @@ class PreferenceDataModule(LightningDataModule):
         batch_size: pairs per optimizer step, over all ranks.
         token_budget: tokens per micro-batch, a shared prompt counted once. Changes memory and speed, never the loss.
         max_length: most tokens of prompt and response together.
-        truncation: what happens to longer pairs. prompt_left: cut the beginning of the prompt (half of max_length stays),
-            then the end of the responses. response_right: cut the end, drop the pair if the prompt fills max_length.
-            drop: drop the pair.
+        truncation: what happens to longer pairs. prompt_left: cut the beginning of the prompt, but keep half of
+            max_length of it, then the end of the responses. response_right: cut the end, and drop the pair if the
+            prompt fills max_length. drop: drop the pair.
         on_bad_row: raise: stop at a row that cannot be used, with its address. drop: drop and count it.
         shuffle_buffer: rows held in memory to draw the training order from; at least the number of rows for a perfect
             shuffle, 0 for file order.
@@ -76,7 +76,7 @@ class PreferenceDataModule(LightningDataModule):
         self.num_workers = num_workers
         self._tokenizer = tokenizer
         self._sources: dict[str, list[OpenSource]] = {}
-        self._position = self._position_before = Position()
+        self._position = self._position_before = Position((0, 0), Counter())
         self._stream: StepStream | None = None
 
     @property
@@ -95,7 +95,7 @@ class PreferenceDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Begin a fit at its first batch; a checkpoint moves on from there."""
         if stage == "fit":
-            self._position = self._position_before = Position()
+            self._position = self._position_before = Position((0, 0), Counter())
 
     def train_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Batches of the current epoch, from the one after the last that was consumed."""
@@ -119,7 +119,7 @@ class PreferenceDataModule(LightningDataModule):
         """Remember how far training has come."""
         if self.trainer is not None and self.trainer.training:
             self._position_before, self._position = self._position, self._position.after(batch)
-            if self._stream is not None and not self.trainer.overfit_batches:
+            if self._stream is not None and not self.trainer.overfit_batches:  # type: ignore[attr-defined]
                 self._stream.cursor = batch.cursor
         return batch
 
@@ -142,6 +142,8 @@ class PreferenceDataModule(LightningDataModule):
                 )
         epoch, done = state_dict["cursor"]
         self._position = self._position_before = Position((epoch, done), Counter(state_dict["counts"]))
+        if self._stream is not None:  # opened before the checkpoint was read, to count its batches
+            self._stream.cursor = self._position.cursor
 
     def teardown(self, stage: str) -> None:
         """Say in one line what training made of the rows."""
@@ -202,7 +204,7 @@ class PreferenceDataModule(LightningDataModule):
         if self.trainer is None:
             return True
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return progress.processed == progress.ready
+        return progress.processed == progress.ready  # type: ignore[attr-defined]
 
 
 class Position(NamedTuple):
@@ -213,8 +215,8 @@ class Position(NamedTuple):
         counts: pairs used, rows dropped and truncated.
     """
 
-    cursor: tuple[int, int] = (0, 0)
-    counts: Counter[str] = Counter()
+    cursor: tuple[int, int]
+    counts: Counter[str]
 
     def after(self, batch: PreferenceBatch) -> Position:
         """Return the position once ``batch`` is consumed."""

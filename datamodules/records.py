@@ -23,11 +23,10 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-Message = Mapping[str, Any]
+Message = dict[str, Any]
 Text = str | list[Message]
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -73,8 +72,8 @@ class PreferenceRecord(NamedTuple):
         return not isinstance(self.prompt, str)
 
 
-def read_preference(row: Any) -> PreferenceRecord:
-    """Read a preference from a row of any of the forms above.
+def read_preference(row: object) -> PreferenceRecord:
+    r"""Read a preference from a row of any of the forms above.
 
     Args:
         row: one decoded row, such as a JSON object.
@@ -86,8 +85,9 @@ def read_preference(row: Any) -> PreferenceRecord:
     Example:
         >>> read_preference({"prompt": "1 + 1 =", "chosen": " 2", "rejected": " 3"})[:3]
         ('1 + 1 =', ' 2', ' 3')
-        >>> read_preference({"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello", "rejected": "\\n\\nHuman: Hi\\n\\nAssistant: No"})[:3]
-        ('\\n\\nHuman: Hi\\n\\nAssistant:', ' Hello', ' No')
+        >>> dialogue = "\n\nHuman: 1 + 1?\n\nAssistant:"
+        >>> read_preference({"chosen": dialogue + " 2", "rejected": dialogue + " 3"})[:3]
+        ('\n\nHuman: 1 + 1?\n\nAssistant:', ' 2', ' 3')
     """
     if not isinstance(row, Mapping):
         raise BadRowError("wrong_type", f"a row is a mapping of keys to values, not {_describe(row)}")
@@ -105,25 +105,23 @@ def read_preference(row: Any) -> PreferenceRecord:
     return PreferenceRecord(prompt, chosen, rejected, _margin(row), _tools(row), _template_kwargs(row))
 
 
-def _explicit(prompt: Any, chosen: Any, rejected: Any) -> tuple[Text, Text, Text]:
+def _explicit(prompt: Text, chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     return prompt, chosen, rejected
 
 
 def _whole_texts(prompt: None, chosen: str, rejected: str) -> tuple[Text, Text, Text]:
-    shared = os.path.commonprefix([chosen, rejected])
+    shared = chosen[: common_prefix_length(chosen, rejected)]
     turn = shared.rfind(ASSISTANT)
     if HUMAN in shared and turn >= 0:
         end = turn + len(ASSISTANT)
     else:
-        end = min(len(shared), len(chosen) - 1, len(rejected) - 1)
+        end = max(0, min(len(shared), len(chosen) - 1, len(rejected) - 1))
         end -= shared[:end].endswith(" ")  # a space belongs to the word that follows it
     return chosen[:end], chosen[end:], rejected[end:]
 
 
 def _whole_conversations(prompt: None, chosen: list[Message], rejected: list[Message]) -> tuple[Text, Text, Text]:
-    end = 0
-    while end < min(len(chosen), len(rejected)) - 1 and chosen[end] == rejected[end]:
-        end += 1
+    end = min(common_prefix_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     return chosen[:end], chosen[end:], rejected[end:]
 
 
@@ -136,6 +134,12 @@ def _text_then_messages(prompt: str, chosen: list[Message], rejected: list[Messa
 def _messages_then_text(prompt: list[Message], chosen: str, rejected: str) -> tuple[Text, Text, Text]:
     turns = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
     return prompt, turns[0], turns[1]
+
+
+def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Count the leading items, such as characters, messages or tokens, that two sequences share."""
+    shorter = min(len(one), len(other))
+    return next((index for index in range(shorter) if one[index] != other[index]), shorter)
 
 
 _ADAPTERS: dict[tuple[str, str], Callable[[Any, Any, Any], tuple[Text, Text, Text]]] = {
@@ -177,7 +181,7 @@ def _nearest(row: Mapping[str, Any], key: str) -> str:
     return "; a preference is 'chosen' and 'rejected', with 'prompt' or beginning alike"
 
 
-def _check_message(where: str, message: Any) -> None:
+def _check_message(where: str, message: object) -> None:
     if isinstance(message, Mapping) and "from" in message and "value" in message:
         raise BadRowError("wrong_type", f"{where} uses 'from' and 'value'; rename them to 'role' and 'content'")
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -241,7 +245,7 @@ def _template_kwargs(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return kwargs
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, Sequence | Mapping) and not value:

@@ -10,6 +10,7 @@ import codecs
 import difflib
 import glob
 import gzip
+import io
 import itertools
 import json
 import zlib
@@ -17,9 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datamodules.records import BadRowError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+    from pyarrow.parquet import ParquetFile
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 _CHUNK = 1 << 20  # characters read at once from a JSON array
@@ -65,7 +70,7 @@ class Row(NamedTuple):
     source: str
     data: Any
 
-    def decode(self) -> Any:
+    def decode(self) -> object:
         """Return the row as Python values.
 
         Raises:
@@ -136,7 +141,7 @@ class OpenSource:
             numbered = enumerate(self._hub(), start=1)
         yield from (Row(f"{self.name}:{number}", self.name, data) for number, data in numbered)
 
-    def _hub(self) -> Any:
+    def _hub(self) -> IterableDataset:
         """Open the data set as a stream: nothing but the rows that are read is downloaded."""
         from datasets import load_dataset
 
@@ -155,11 +160,11 @@ def open_sources(like: SourceLike, split: str) -> list[OpenSource]:
         ValueError: if it names nothing, a missing file, or a file of an unknown type.
     """
     if isinstance(like, str | Path | Source):
-        like = [like]  # type: ignore[list-item]
+        like = [like]
     if not like:
         raise ValueError(f"data.{split} is empty; give a path, a hub name, a list of sources or a list of rows")
     if isinstance(like[0], Mapping):
-        return [OpenSource(Source(split), rows=like)]  # type: ignore[arg-type]
+        return [OpenSource(Source(split), rows=like)]
     sources = [one if isinstance(one, Source) else Source(str(one)) for one in like]
     return [OpenSource(source, "test" if split == "predict" else split) for source in sources]
 
@@ -211,28 +216,27 @@ def read_file(file: Path) -> Iterator[tuple[int, Any]]:
         batches = _open_parquet(file).iter_batches(batch_size=256)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
         return
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rb") as stream:
         try:
             yield from _read_json(file, stream)
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{file}: the compressed file is broken: {error}") from None
 
 
-def _read_json(file: Path, stream: Any) -> Iterator[tuple[int, Any]]:
-    lines = enumerate(stream, start=1)
-    for number, line in lines:
-        line = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()
-        if line.startswith(b"["):
-            stream.seek(0)
-            yield from enumerate(_read_array(file, stream), start=1)
-            return
-        if line:
-            yield number, line
-            break
-    yield from ((number, line.strip()) for number, line in lines if not line.isspace())
+def _read_json(file: Path, stream: io.BufferedIOBase) -> Iterator[tuple[int, Any]]:
+    opening = stream.read(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
+    stream.seek(0)
+    if opening.startswith(b"["):
+        yield from enumerate(_read_array(file, stream), start=1)
+        return
+    for number, line in enumerate(stream, start=1):
+        text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
+        if text:
+            yield number, text
 
 
-def _read_array(file: Path, stream: BinaryIO) -> Iterator[Any]:
+def _read_array(file: Path, stream: io.BufferedIOBase) -> Iterator[Any]:
     """Yield the elements of one JSON array, holding one chunk and one element at a time."""
     text = codecs.getreader("utf-8-sig")(stream)
     decode = json.JSONDecoder().raw_decode
@@ -255,7 +259,7 @@ def _read_array(file: Path, stream: BinaryIO) -> Iterator[Any]:
             number += 1
 
 
-def _open_parquet(file: Path) -> Any:
+def _open_parquet(file: Path) -> ParquetFile:
     from pyarrow import ArrowInvalid
     from pyarrow.parquet import ParquetFile
 

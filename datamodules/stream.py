@@ -1,8 +1,8 @@
 """Rows to step batches: a stream whose n-th batch of epoch e depends on (seed, e, n) alone.
 
-A *global batch* is what all ranks together consume in one optimizer step: rows [n * B, (n + 1) * B) of the epoch. Rank r
-takes every world-th row of it, from the r-th; worker w of W makes every W-th batch. So neither the number of ranks nor
-of workers nor the token budget changes which rows a step sees.
+A *global batch* is what all ranks together consume in one optimizer step: rows [n * B, (n + 1) * B) of the epoch.
+Rank r takes every world-th row of it, from the r-th; worker w of W makes every W-th batch. So neither the number of
+ranks nor of workers nor the token budget changes which rows a step sees.
 """
 
 from __future__ import annotations
@@ -134,12 +134,13 @@ class BatchMaker:
         tokens = self.tokenizer.encode([texts for _, _, texts in read])
         for (row, record, _), whole in zip(read, tokens, strict=True):
             try:
-                *ids, truncated = self.tokenizer.fit(whole)
+                pair = self.tokenizer.fit(whole)
             except BadRowError as error:
                 self._drop(row, error, notes)
                 continue
-            notes.update(self._key("truncated", what, row) for what in truncated)
-            pairs.append(TokenPair(*ids, margin=record.margin, row=row.address, source=row.source))
+            notes.update(self._key("truncated", what, row) for what in pair.truncated)
+            ids = pair.prompt, pair.chosen, pair.rejected
+            pairs.append(TokenPair(*ids, record.margin, row.address, row.source))
         return pack_pairs(pairs, self.token_budget, notes, cursor)
 
     def _drop(self, row: Row, error: BadRowError, notes: Counter[str]) -> None:

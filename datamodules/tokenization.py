@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.records import BadRowError, Message, PreferenceRecord
+from datamodules.records import BadRowError, Message, PreferenceRecord, common_prefix_length
 
 Truncation = Literal["prompt_left", "response_right", "drop"]
 
@@ -194,7 +194,7 @@ class PairTokenizer:
             )
         prompt, chosen, rejected = ([_map_text(self._hide, turn) for turn in turns] for turns in record[:3])
         is_begun = bool(prompt) and prompt[-1]["role"] == "assistant" == chosen[0]["role"] == rejected[0]["role"]
-        opening = {"continue_final_message": True} if is_begun else {"add_generation_prompt": True}
+        opening: dict[str, Any] = {"continue_final_message": True} if is_begun else {"add_generation_prompt": True}
         join = _continue_turn if is_begun else _append_turns
         try:
             return PairTexts(
@@ -206,7 +206,7 @@ class PairTokenizer:
         except (TemplateError, TypeError) as error:
             raise BadRowError("chat_template", f"the chat template refuses this conversation: {error}") from None
 
-    def _template(self, record: PreferenceRecord, messages: list[Message], **options: bool) -> str:
+    def _template(self, record: PreferenceRecord, messages: list[Message], **options: Any) -> str:
         text = self.tokenizer.apply_chat_template(
             messages, tools=record.tools, tokenize=False, **options, **record.template_kwargs
         )
@@ -232,8 +232,8 @@ class PairTokenizer:
         ids: list[int] = []
         for number, piece in enumerate(re.split(f"{_OPEN}(\\d+){_CLOSE}", text)):
             is_mark = number % 2 == 1
-            piece = self._special[int(piece)] if is_mark else piece
-            ids += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=is_mark)["input_ids"]
+            plain = self._special[int(piece)] if is_mark else piece
+            ids += self.tokenizer(plain, add_special_tokens=False, split_special_tokens=is_mark)["input_ids"]
         return ids
 
 
@@ -253,12 +253,6 @@ def split_pair(prompt: list[int], chosen: list[int], rejected: list[int]) -> Pai
     return PairTokens(prompt[:end], chosen[end:], rejected[end:])
 
 
-def common_prefix_length(ids: Sequence[int], other_ids: Sequence[int]) -> int:
-    """Count the leading tokens that two sequences share."""
-    shorter = min(len(ids), len(other_ids))
-    return next((index for index in range(shorter) if ids[index] != other_ids[index]), shorter)
-
-
 def _append_turns(prompt: list[Message], response: list[Message]) -> list[Message]:
     return prompt + response
 
@@ -268,7 +262,7 @@ def _continue_turn(prompt: list[Message], response: list[Message]) -> list[Messa
     return [*prompt[:-1], {**first, "content": begun["content"] + first["content"]}, *response[1:]]
 
 
-def _map_text(change: Callable[[str], str], value: Any) -> Any:
+def _map_text(change: Callable[[str], str], value: Any) -> Any:  # noqa: ANN401 - JSON is of any type
     """Apply ``change`` to every text inside messages; drop keys that a column store filled with null."""
     if isinstance(value, str):
         return change(value)
