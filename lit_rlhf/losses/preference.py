@@ -337,7 +337,7 @@ def discopop_loss(
         tau: temperature of the mixing weight, in (0, 1); 0.05 in the paper.
 
     Returns:
-        (B,) losses; not convex: on a hump around margin 0 the gradient points to the rejected response, as in the paper.
+        (B,) losses; not convex: on a hump around margin 0, the gradient points to the rejected response.
 
     Raises:
         ValueError: if the shapes are not (B,), or ``tau`` is out of range.
