@@ -1,0 +1,104 @@
+"""Curves of a run as pictures, drawn from ``metrics.csv``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_rlhf.callbacks.metrics_file import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_PLAIN = ("epoch", "step")
+_COLOURS = {"train": "#9db4c9", "val": "#c8553d", "chosen": "#2a7f62", "rejected": "#c8553d"}
+
+
+class Plots(Callback):
+    """Draws a PNG per metric into ``plots/`` at the end of training, and one with all of them."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        if trainer.is_global_zero:
+            draw(Path(trainer.default_root_dir))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Draw what there is."""
+        if trainer.is_global_zero and trainer.global_step:
+            draw(Path(trainer.default_root_dir))
+
+
+def draw(folder: Path) -> list[Path]:
+    """Draw the curves of a run.
+
+    Args:
+        folder: of the run; the pictures go to its ``plots/``.
+
+    Returns:
+        The pictures.
+    """
+    panels = curves(read_metrics(folder))
+    if not panels:
+        return []
+    from matplotlib.figure import Figure
+
+    (folder / "plots").mkdir(exist_ok=True)
+    pictures = []
+    for name, lines in panels.items():
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        _panel(figure.subplots(), name, lines)
+        pictures.append(folder / "plots" / f"{name.replace('/', '_')}.png")
+        figure.savefig(pictures[-1], dpi=120)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 2.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (name, lines) in zip(axes, panels.items(), strict=False):
+        _panel(axis, name, lines)
+    pictures.append(folder / "plots" / "all.png")
+    figure.savefig(pictures[-1], dpi=120)
+    return pictures
+
+
+def curves(rows: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Points (step, value) by panel and line: ``train/x`` and ``val/x`` share panel ``x``.
+
+    ``rewards/chosen`` and ``rewards/rejected`` share one, too.
+    """
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        for metric, value in row.items():
+            if metric in _PLAIN:
+                continue
+            split, _, name = metric.partition("/")
+            panel, _, side = name.rpartition("/")
+            panel, line = (panel, f"{split} {side}") if side in ("chosen", "rejected") else (name or metric, split)
+            panels.setdefault(panel, {}).setdefault(line, []).append((row["step"], value))
+    return {panel: lines for panel, lines in sorted(panels.items()) if any(len(line) > 1 for line in lines.values())}
+
+
+def _panel(axis: Axes, name: str, lines: dict[str, list[tuple[float, float]]]) -> None:
+    for line, points in lines.items():
+        split, _, side = line.partition(" ")
+        steps, values = zip(*points, strict=True)
+        held_out = split != "train"
+        axis.plot(
+            steps,
+            values,
+            label=line,
+            color=_COLOURS.get(side or split),
+            linewidth=2 if held_out else 1.2,
+            marker="o" if held_out else None,
+            markersize=4,
+            alpha=1.0 if held_out else 0.75,
+        )
+    axis.set_title(name, loc="left", fontsize=10)
+    axis.set_xlabel("step", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)

@@ -1,0 +1,232 @@
+"""How far a run is: one live line in a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar as Bar
+from rich.table import Table
+from rich.text import Text
+
+_PHASES: dict[RunningStage | None, str] = {
+    RunningStage.TRAINING: "training",
+    RunningStage.SANITY_CHECKING: "validation before training",
+    RunningStage.VALIDATING: "validation",
+    RunningStage.TESTING: "test",
+    RunningStage.PREDICTING: "predict",
+}
+_LEVEL = 0.01
+"""Relative change of a metric below which its arrow is level."""
+
+
+class Progress(ProgressBar):
+    """Phase, steps done and to do, time left, and the metrics logged with ``prog_bar=True``, each with its trend.
+
+    Args:
+        seconds_between_lines: least time between two lines where the output is not a terminal.
+    """
+
+    def __init__(self, seconds_between_lines: float = 10.0) -> None:
+        super().__init__()
+        self.seconds_between_lines = seconds_between_lines
+        self._enabled = True
+        self._meter: Meter | None = None
+
+    def disable(self) -> None:
+        """Say nothing (Lightning calls this on every rank but the first)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Say something again."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a phase; a validation inside training keeps the line of training."""
+        if self._meter is not None:
+            self._meter.phase = _PHASES[trainer.state.stage]
+        elif self._enabled:
+            training = trainer.state.stage == RunningStage.TRAINING
+            self._meter = Meter(
+                _PHASES[trainer.state.stage],
+                total_of(trainer),
+                trainer.global_step if training else 0,
+                self.seconds_between_lines,
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End a phase, or go back to training."""
+        if self._meter is None:
+            return
+        if trainer.state.fn == TrainerFn.FITTING and trainer.state.stage == RunningStage.VALIDATING:
+            self._meter.phase = _PHASES[RunningStage.TRAINING]
+        else:
+            self._meter.close()
+            self._meter = None
+
+    on_validation_start = on_test_start = on_predict_start = on_train_start
+    on_validation_end = on_test_end = on_predict_end = on_train_end
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on in training."""
+        if self._meter is not None:
+            shown = self.get_metrics(trainer, pl_module)
+            metrics = {name: value for name, value in shown.items() if isinstance(value, float)}
+            self._meter.move(trainer.global_step, metrics)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move on in another phase."""
+        if self._meter is not None and self._meter.phase == _PHASES[trainer.state.stage] and not self._in_fit(trainer):
+            self._meter.move(batch_idx + 1, {})
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the live line, so that the message stands alone."""
+        if self._meter is not None:
+            self._meter.close()
+            self._meter = None
+
+    @staticmethod
+    def _in_fit(trainer: Trainer) -> bool:
+        return trainer.state.fn == TrainerFn.FITTING and trainer.state.stage == RunningStage.VALIDATING
+
+
+class Meter:
+    """What is shown of one phase.
+
+    Args:
+        phase: its name.
+        total: steps in all, None where unknown.
+        done: steps done before it began.
+        seconds_between_lines: as in :class:`Progress`.
+        console: where to; None = the standard output.
+    """
+
+    def __init__(
+        self, phase: str, total: int | None, done: int, seconds_between_lines: float, console: Console | None = None
+    ) -> None:
+        self.phase, self.total, self.done = phase, total, done
+        self._first = done
+        self._started = time.monotonic()
+        self._trends: dict[str, Trend] = {}
+        self._between = seconds_between_lines
+        self._next_line = self._started + seconds_between_lines
+        self._console = console or Console()
+        self._live: Live | None = None
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._line, console=self._console, refresh_per_second=4)
+            self._live.start()
+
+    def move(self, done: int, metrics: dict[str, float]) -> None:
+        """Note how far things are.
+
+        Args:
+            done: steps done.
+            metrics: latest value of each metric shown.
+        """
+        self.done = done
+        for name, value in metrics.items():
+            self._trends.setdefault(name, Trend()).add(value)
+        if self._live is None and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + self._between
+            self._print()
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        if self._live is not None:
+            self._live.stop()
+        else:
+            self._print()
+
+    def text(self) -> str:
+        """Phase, steps and time, without a bar."""
+        of = f"/{self.total}" if self.total is not None else ""
+        return f"{self.phase} {self.done}{of}  {self._clock()}"
+
+    def metrics(self) -> str:
+        """Metrics with their trends."""
+        return "  ".join(f"{_short(name)} {trend}" for name, trend in self._trends.items())
+
+    def _print(self) -> None:
+        self._console.print(f"{self.text()}  {self.metrics()}".rstrip(), highlight=False, soft_wrap=True)
+
+    def _line(self) -> Table:
+        line = Table.grid(padding=(0, 2))
+        bar = Bar(total=self.total, completed=self.done, width=24, pulse=self.total is None)
+        line.add_row(bar, Text(self.text(), "bold"), Text(self.metrics(), "cyan"))
+        return line
+
+    def _clock(self) -> str:
+        passed = time.monotonic() - self._started
+        moved = self.done - self._first
+        if self.total is None or not moved or self.done >= self.total:
+            return _time(passed)
+        return f"{_time(passed)} < {_time(passed / moved * (self.total - self.done))}"
+
+
+class Trend:
+    """A metric's smoothed value, and where it has gone lately."""
+
+    def __init__(self) -> None:
+        self._fast = self._slow = math.nan
+
+    def add(self, value: float) -> None:
+        """Take in a new value."""
+        self._fast = value if math.isnan(self._fast) else self._fast + 0.3 * (value - self._fast)
+        self._slow = value if math.isnan(self._slow) else self._slow + 0.05 * (value - self._slow)
+
+    def __str__(self) -> str:
+        change = self._fast - self._slow
+        level = abs(change) <= _LEVEL * max(abs(self._slow), 1e-3)
+        arrow = "\N{RIGHTWARDS ARROW}" if level else "\N{NORTH EAST ARROW}" if change > 0 else "\N{SOUTH EAST ARROW}"
+        return f"{self._fast:.3g} {arrow}"
+
+
+def total_of(trainer: Trainer) -> int | None:
+    """Steps of the phase that the trainer is in; None where nobody knows."""
+    if trainer.state.stage == RunningStage.TRAINING:
+        bounds = [trainer.max_steps if trainer.max_steps >= 0 else math.inf]
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0 and math.isfinite(trainer.num_training_batches):
+            bounds.append(
+                trainer.max_epochs * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+            )
+        total = min(bounds)
+    else:
+        batches: dict[RunningStage | None, list[int | float]] = {
+            RunningStage.SANITY_CHECKING: trainer.num_sanity_val_batches,
+            RunningStage.VALIDATING: trainer.num_val_batches,
+            RunningStage.TESTING: trainer.num_test_batches,
+            RunningStage.PREDICTING: trainer.num_predict_batches,
+        }
+        total = math.fsum(batches[trainer.state.stage])
+    return int(total) if math.isfinite(total) else None
+
+
+def _short(name: str) -> str:
+    """``train/rewards/margin`` -> ``margin``; what is not of training keeps its first word."""
+    split, _, rest = name.partition("/")
+    leaf = (rest or split).rpartition("/")[2]
+    return leaf if split in ("train", leaf) else f"{split} {leaf}"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

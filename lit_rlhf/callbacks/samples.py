@@ -1,0 +1,152 @@
+"""The same few prompts answered before, during and after training, so that one sees what is learnt."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase
+
+from lit_rlhf.callbacks.tokenizer import tokenizer_of
+from lit_rlhf.types import Forest, PreferenceBatch
+
+
+class Samples(NamedTuple):
+    """Answers to the fixed prompts at one moment.
+
+    Args:
+        step: optimizer steps done.
+        responses: one text per prompt.
+    """
+
+    step: int
+    responses: list[str]
+
+
+class SampleTable(Callback):
+    """Answers fixed prompts before the first step, at each validation and at the end; shows before beside after.
+
+    The prompts are the first of the validation data (of the training data where there is none). Every answer goes to
+    ``samples.jsonl`` in the folder of the run. The random state of training is left alone.
+
+    Args:
+        num_prompts: how many prompts.
+        max_new_tokens: most tokens of an answer.
+        temperature: of the samples; 0 takes the likeliest token each time.
+        tokenizer: a tokenizer or its name; None = that of the data module.
+    """
+
+    def __init__(
+        self,
+        num_prompts: int = 4,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        tokenizer: PreTrainedTokenizerBase | str | None = None,
+    ) -> None:
+        self.num_prompts = num_prompts
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.tokenizer = tokenizer
+        self.prompts: list[list[int]] = []
+        self.samples: list[Samples] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The prompts and the answers so far, so that a resumed run compares with the same beginning."""
+        return {"prompts": self.prompts, "samples": [list(samples) for samples in self.samples]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take prompts and answers over from a checkpoint."""
+        self.prompts = state_dict["prompts"]
+        self.samples = [Samples(*samples) for samples in state_dict["samples"]]
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Take prompts from the validation data, and answer them if nothing is learnt yet."""
+        self._begin(trainer, pl_module, batch)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Take prompts from the training data where there is no validation, and answer them before the first step."""
+        if trainer.global_step == 0:
+            self._begin(trainer, pl_module, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Answer again."""
+        if trainer.training or trainer.validating:
+            self._answer(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Answer for the last time and show the table."""
+        self._answer(trainer, pl_module)
+        if trainer.is_global_zero and len(self.samples) > 1:
+            Console().print(self.table(tokenizer_of(trainer, self.tokenizer)))
+
+    def table(self, tokenizer: PreTrainedTokenizerBase) -> Table:
+        """Prompts, the first answers and the last ones, side by side."""
+        first, last = self.samples[0], self.samples[-1]
+        table = Table(box=box.SIMPLE_HEAD, title="Answers to held-out prompts", title_justify="left", pad_edge=False)
+        table.add_column("prompt", ratio=1, style="dim")
+        table.add_column(f"before (step {first.step})", ratio=1)
+        table.add_column(f"after (step {last.step})", ratio=1, style="green")
+        for prompt, *answers in zip(self.prompts, first.responses, last.responses, strict=True):
+            text = str(tokenizer.decode(prompt, skip_special_tokens=True)).strip()
+            table.add_row(_shorten(text, keep_end=True), *(_shorten(answer) for answer in answers))
+        return table
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        if self.samples or trainer.state.fn != "fit" or not isinstance(batch, PreferenceBatch):
+            return
+        found = [prompt for pairs in batch.micro_batches for prompt in prompts_of(pairs.forest)]
+        self.prompts = found[: self.num_prompts]
+        self._answer(trainer, pl_module)
+
+    def _answer(self, trainer: Trainer, pl_module: Any) -> None:
+        if not self.prompts or (self.samples and self.samples[-1].step == trainer.global_step):
+            return
+        tokenizer = tokenizer_of(trainer, self.tokenizer)
+        device = pl_module.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            answers = pl_module.backbone.generate(
+                self.prompts,
+                self.max_new_tokens,
+                stop_tokens=[tokenizer.eos_token_id],
+                temperature=self.temperature,
+                seed=0,
+            )
+        texts = [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        self.samples.append(Samples(trainer.global_step, texts))
+        if trainer.is_global_zero:
+            prompts = tokenizer.batch_decode(self.prompts, skip_special_tokens=True)
+            self._write(Path(trainer.default_root_dir) / "samples.jsonl", prompts)
+
+    def _write(self, file: Path, prompts: list[str]) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w", encoding="utf-8") as lines:
+            for step, responses in self.samples:
+                for prompt, response in zip(prompts, responses, strict=True):
+                    row = {"step": step, "prompt": prompt, "response": response}
+                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def prompts_of(forest: Forest) -> list[list[int]]:
+    """Token ids of every root of a forest that has children."""
+    bounds = pairwise((*forest.starts, forest.num_tokens))
+    inner = set(forest.parents)
+    return [
+        forest.tokens[start:end].tolist()
+        for segment, (start, end) in enumerate(bounds)
+        if forest.parents[segment] < 0 and segment in inner and end > start
+    ]
+
+
+def _shorten(text: str, length: int = 240, keep_end: bool = False) -> str:
+    if len(text) <= length:
+        return text
+    return "... " + text[-length:] if keep_end else text[:length] + " ..."

@@ -1,0 +1,96 @@
+"""The first lines and the last screen of a run: what is trained, what was learnt, where it lies, what to type next."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+_NEXT = """\
+lit-rlhf generate {folder} --prompt "..."
+lit-rlhf export {folder} --out {folder}-merged --merge"""
+
+
+class RunSummary(Callback):
+    """Says before training what is trained, and after it what was learnt.
+
+    With ``num_sanity_val_steps: -1`` the validation before training is the beginning that the end is compared with,
+    and is logged as step 0.
+    """
+
+    def __init__(self) -> None:
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self._started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The metrics that the end is compared with."""
+        return {"first": self.first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with the beginning of the resumed run."""
+        self.first = state_dict["first"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Print what is trained."""
+        self._started = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        trained = sum(weight.numel() for weight in pl_module.parameters() if weight.requires_grad)
+        total = sum(weight.numel() for weight in pl_module.parameters())
+        Console().print(
+            f"[bold]{type(pl_module).__name__}[/bold] on {Path(pl_module.backbone.base.name_or_path).name}: "
+            f"{_count(trained)} of {_count(total)} parameters are trained; everything goes to "
+            f"[bold]{trainer.default_root_dir}[/bold]",
+            highlight=False,
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the first and the last metrics."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if trainer.sanity_checking and trainer.global_step == 0:
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, 0)
+        self.first = self.first or metrics
+        self.last = metrics
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the last screen."""
+        if trainer.is_global_zero:
+            Console().print(self.screen(Path(trainer.default_root_dir), trainer.global_step))
+
+    def screen(self, folder: Path, num_steps: int) -> Panel:
+        """The last screen."""
+        seconds = int(time.monotonic() - self._started)
+        parts: list[Any] = []
+        if self.last:
+            table = Table(box=None, pad_edge=False)
+            for column in ("held-out", "before", "after"):
+                table.add_column(column, justify="left" if column == "held-out" else "right", header_style="bold")
+            for name, after in self.last.items():
+                before = self.first.get(name)
+                table.add_row(name.removeprefix("val/"), "" if before is None else f"{before:.4g}", f"{after:.4g}")
+            parts += [table, ""]
+        parts += [
+            Text.assemble(("what was trained  ", "bold"), str(folder)),
+            Text.assemble(("curves            ", "bold"), str(folder / "plots" / "all.png")),
+            "",
+            Text("next", style="bold"),
+            Text(_NEXT.format(folder=folder), style="cyan"),
+        ]
+        title = f"done: {num_steps} steps in {seconds // 60}:{seconds % 60:02d}"
+        return Panel(Group(*parts), title=title, title_align="left", box=box.ROUNDED, padding=(1, 2))
+
+
+def _count(number: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)

@@ -1,0 +1,90 @@
+"""The command line: ``python -m lit_rlhf COMMAND``, also installed as ``lit-rlhf``.
+
+``fit``, ``validate``, ``test`` and ``predict`` belong to the LightningCLI of :mod:`lit_rlhf.commands.training`; every
+other command is a file of :mod:`lit_rlhf.commands`. What a command needs is imported when it is chosen, so that help
+comes at once. What a user can mend is told in one line; ``--debug`` or ``LIT_RLHF_DEBUG=1`` shows the whole traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+TRAINING = {
+    "fit": "train, and leave a run folder with the adapter, its metrics and its plots",
+    "validate": "measure a checkpoint on the validation data",
+    "test": "measure a checkpoint on the test data",
+    "predict": "write the implicit rewards of every row",
+}
+BESIDE = {
+    "export": "turn a finished run into an adapter folder or a merged Hugging Face model",
+    "generate": "let a finished run answer prompts",
+}
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Args:
+        args: the words after ``lit-rlhf``; those of the process where None.
+
+    Raises:
+        SystemExit: with status 2 after an error that the user can mend has been printed.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words or os.environ.get("LIT_RLHF_DEBUG", "0") not in ("", "0")
+    words = [word for word in words if word != "--debug"]
+    command, rest = _choose(words)
+    try:
+        if command in TRAINING:
+            import_module("lit_rlhf.commands.training").run(command, rest)
+        else:
+            _run_beside(command, rest)
+    except USER_ERRORS as error:
+        if debug:
+            raise
+        _stop(error)
+
+
+def _choose(words: list[str]) -> tuple[str, list[str]]:
+    """Split off the command, or print the help."""
+    commands = TRAINING | BESIDE
+    lines = "\n".join(f"  {name:<10}{text}" for name, text in commands.items())
+    parser = argparse.ArgumentParser(
+        prog="lit-rlhf",
+        usage="lit-rlhf COMMAND [--debug] ...",
+        description="Align a language model with human preferences.",
+        epilog=f"commands:\n{lines}\n\nlit-rlhf COMMAND --help says more. To begin: lit-rlhf fit --config configs/dpo.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if not words or words[0] in ("-h", "--help"):
+        parser.print_help()
+        raise SystemExit(0 if words else 2)
+    if words[0] not in commands:
+        _stop(ValueError(f"unknown command {words[0]!r}; there are: {', '.join(commands)}"))
+    return words[0], words[1:]
+
+
+def _run_beside(command: str, words: list[str]) -> None:
+    module = import_module(f"lit_rlhf.commands.{command}")
+    parser = argparse.ArgumentParser(
+        prog=f"lit-rlhf {command}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    module.run(parser.parse_args(words))
+
+
+def _stop(error: Exception) -> NoReturn:
+    """Print what is wrong, and the notes that were added to it on the way up."""
+    text = str(error).strip() or type(error).__name__
+    if text.startswith("Caught ") and "\n" in text:  # raised in a worker of a data loader: keep its last line
+        text = text.splitlines()[-1].partition(": ")[2]
+    notes = vars(error).get("__notes__", [])
+    print("\n".join([f"error: {text}", *notes]), file=sys.stderr)  # noqa: T201
+    raise SystemExit(2)

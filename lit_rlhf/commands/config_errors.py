@@ -1,0 +1,86 @@
+"""What is wrong with a configuration, in one line: the full path of the key, and the nearest key that exists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_UNKNOWN = re.compile(
+    r"Option '(?P<option>[^']+)' is not accepted"
+    r"|does not accept option '(?P<nested>[^']+)'"
+    r"|unrecognized arguments: --(?P<argument>[^=\s]+)"
+)
+_WRONG_VALUE = re.compile(r"Parser key \"(?P<key>[^\"]+)\":\s*(?P<reason>.*)", re.DOTALL)
+_WRONG_CLASS = re.compile(r"Problem with given class_path '(?P<name>[^']+)':\s*(?P<reason>[^\n]+)")
+
+
+def explain(message: str, known: Sequence[str], words: Sequence[str]) -> str:
+    """Turn a message of jsonargparse into one line.
+
+    Args:
+        message: what jsonargparse says.
+        known: keys that the part of the configuration in question has.
+        words: the command line, where the full path of the key is looked up.
+
+    Example:
+        >>> explain("Option 'betta' is not accepted", ["beta", "lr"], ["fit", "--model.init_args.betta=1"])
+        "model.init_args.betta: unknown key; did you mean 'beta'?"
+    """
+    paths = list(_keys_in(words))
+    if match := _UNKNOWN.search(message):
+        key = next(filter(None, match.groups()))
+        near = _nearest(key, known, paths)
+        return f"{_full(key, paths)}: unknown key" + (f"; did you mean '{near}'?" if near else "")
+    if match := _WRONG_CLASS.search(message):
+        return f"class_path '{match['name']}': {match['reason'].strip()}"
+    if match := _WRONG_VALUE.search(message):
+        reason = re.sub(r"<class '(\w+)'>", r"\1", " ".join(match["reason"].split()))
+        return f"{_full(match['key'], paths)}: {reason}"
+    return " ".join(message.split())
+
+
+def _nearest(key: str, known: Sequence[str], paths: Sequence[str]) -> str | None:
+    """The known key most like ``key``: under the same parent if that exists, else by its last word."""
+    parent, _, leaf = key.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
+    if match := get_close_matches(leaf, siblings, n=1):
+        return match[0]
+    match = get_close_matches(_full(key, paths), known, n=1)
+    return match[0] if match else None
+
+
+def _full(key: str, paths: Sequence[str]) -> str:
+    """The path given by the user that ends with ``key``."""
+    return next((path for path in paths if path == key or path.endswith(f".{key}")), key)
+
+
+def _keys_in(words: Sequence[str]) -> Iterator[str]:
+    """Every key that the command line or one of its configuration files sets, as a dotted path."""
+    for number, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name in ("--config", "-c"):
+            file = Path(value or "".join(words[number + 1 : number + 2]))
+            if file.is_file():
+                yield from _keys_of(_read(file), "")
+        elif name.startswith("--"):
+            yield name[2:].removesuffix("+")
+
+
+def _read(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None
+
+
+def _keys_of(node: Any, path: str) -> Iterator[str]:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        here = f"{path}.{key}" if path else str(key)
+        yield here
+        yield from _keys_of(child, here)

@@ -1,0 +1,44 @@
+"""The folder of a run: which one a new run takes, and which one a checkpoint belongs to.
+
+``runs/<name>/`` holds all that a run leaves: ``adapter_model.safetensors`` and ``adapter_config.json`` (a whole model
+after full fine-tuning), tokenizer and chat template, ``config.yaml``, ``metrics.csv``, ``plots/``, ``samples.jsonl``,
+``README.md`` and ``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.yaml"
+ADAPTER_CONFIG = "adapter_config.json"
+MODEL_CONFIG = "config.json"
+
+
+def free_folder(wanted: Path) -> Path:
+    """The folder for a new run: the wanted one, or the first of ``wanted-2``, ``wanted-3`` ... that is free.
+
+    Only looks at the disk, and a run leaves nothing there before all its processes have met, so that every process of
+    a distributed run comes to the same answer.
+    """
+    names = (wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}") for number in count(1))
+    return next(folder for folder in names if not folder.exists() or not any(folder.iterdir()))
+
+
+def folder_of_checkpoint(checkpoint: str, wanted: Path) -> Path:
+    """The run folder that a resumed run goes on in.
+
+    Args:
+        checkpoint: what ``--ckpt_path`` says: a path, or a word such as ``last``, which means one in ``wanted``.
+        wanted: the folder that the configuration names.
+
+    Raises:
+        FileNotFoundError: if the checkpoint is a path and there is none.
+    """
+    path = Path(checkpoint)
+    if not path.suffix and path.name == checkpoint and not path.exists():
+        return wanted
+    if not path.exists():
+        raise FileNotFoundError(f"--ckpt_path={checkpoint}: there is no such checkpoint")
+    return path.parent.parent if path.parent.name == CHECKPOINTS else wanted

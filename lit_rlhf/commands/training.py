@@ -1,0 +1,221 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: a LightningCLI that names what is wrong and gives a run one folder.
+
+Where it departs from Lightning's:
+
+1. An unknown key is told in one line with its full path and the nearest key that exists.
+2. The configuration wins over the hyper-parameters in a checkpoint; Lightning lets the checkpoint win, silently.
+3. ``data.tokenizer`` follows ``model.backbone.name_or_path`` unless it is set.
+4. Names that begin with ``embedded:`` mean files inside the package; ``config.yaml`` keeps the names.
+5. ``fit`` takes the folder ``trainer.default_root_dir``, or a free one beside it, and leaves there what is needed to
+   use what was learnt: see :mod:`lit_rlhf.commands.run_folder`. A callback of the user replaces ours of its kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_rlhf.callbacks.export import AdapterExport
+from lit_rlhf.callbacks.metrics_file import MetricsFile
+from lit_rlhf.callbacks.plots import Plots
+from lit_rlhf.callbacks.predictions import PredictionsFile
+from lit_rlhf.callbacks.progress import Progress
+from lit_rlhf.callbacks.random_state import RandomState
+from lit_rlhf.callbacks.samples import SampleTable
+from lit_rlhf.callbacks.summary import RunSummary
+from lit_rlhf.commands.config_errors import explain
+from lit_rlhf.commands.run_folder import CHECKPOINTS, folder_of_checkpoint, free_folder
+from lit_rlhf.embedded import resolve
+
+_CHATTER = (
+    "GPU available",
+    "TPU available",
+    "Seed set to",
+    "`Trainer.",
+    "\N{ELECTRIC LIGHT BULB} Tip",
+    "Restor",
+    "Load",
+)
+"""How lines of Lightning begin that say nothing about this run."""
+
+
+def run(command: str, words: Sequence[str]) -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Args:
+        command: which.
+        words: the rest of the command line.
+
+    Raises:
+        ValueError: for settings that Lightning refuses.
+    """
+    _quieten()
+    Parser.words = [command, *words]
+    try:
+        TrainingCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            args=[command, *words],
+        )
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
+class Parser(LightningArgumentParser):
+    """Refuses a wrong configuration in one line."""
+
+    words: Sequence[str] = ()
+    """The command line that is being parsed, for messages."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong and leave with status 2."""
+        print(f"error: {explain(message, self._known_keys(), self.words)}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2)
+
+    def _known_keys(self) -> list[str]:
+        """Keys of this parser and of its subcommands, which all take the same ones."""
+        keys = [action.dest for action in self._actions]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                keys += [key for parser in action.choices.values() for key in parser._known_keys()]
+        return keys
+
+
+class TrainingCLI(LightningCLI):
+    """The LightningCLI of this package; the module says how it differs."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse without Lightning's warning that ``sys.argv`` holds words as well."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it was given."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the folder, link the tokenizer and resolve embedded names."""
+        config = self.config[self.subcommand]
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+        config.trainer.default_root_dir = str(self._folder(config))
+        _link_tokenizer(config)
+        self._as_written = deepcopy(self.config)
+        for part in ("model", "data"):
+            if config.get(part) is not None:
+                config[part] = _resolve_all(config[part])
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer, with our callbacks and logger wherever the user has none of that kind."""
+        self.config = self._as_written
+        config = self.config_init[self.subcommand].trainer
+        given = config.callbacks or []
+        given = given if isinstance(given, list) else [given]
+        if not any(isinstance(callback, ProgressBar) for callback in given) and config.enable_progress_bar is not False:
+            given = [*given, Progress()]
+        if not config.fast_dev_run:
+            given = [*given, *_missing(self._callbacks(Path(config.default_root_dir)), given)]
+        logger = config.logger if config.logger is not None else self._logger(Path(config.default_root_dir))
+        defaults: dict[str, Any] = {"callbacks": given, "logger": logger}
+        if config.enable_model_summary is None:
+            defaults["enable_model_summary"] = False
+        if config.num_sanity_val_steps is None and self.subcommand == "fit" and not config.fast_dev_run:
+            defaults["num_sanity_val_steps"] = -1
+        return super().instantiate_trainer(**{**defaults, **kwargs})
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; an error carries the place of the last good checkpoint."""
+        try:
+            self.trainer.fit(**kwargs)
+        except Exception as error:
+            if path := _last_checkpoint(self.trainer):
+                error.add_note(f"last good checkpoint: {path} (go on from it with --ckpt_path={path})")
+            raise
+
+    def _folder(self, config: Namespace) -> Path:
+        algorithm = config.model.class_path.rpartition(".")[2].removesuffix("Module").lower()
+        wanted = Path(config.trainer.default_root_dir or f"runs/{algorithm}")
+        if config.get("ckpt_path"):
+            return folder_of_checkpoint(config.ckpt_path, wanted)
+        if self.subcommand != "fit" or config.trainer.fast_dev_run:
+            return wanted
+        folder = free_folder(wanted)
+        if folder != wanted:
+            rank_zero_info(f"{wanted} holds a run already; this one goes to {folder}")
+        return folder
+
+    def _callbacks(self, folder: Path) -> list[Callback]:
+        # Validation loads `--ckpt_path=last` through the ModelCheckpoint too.
+        checkpoint = ModelCheckpoint(folder / CHECKPOINTS, "step-{step}", save_last=True, auto_insert_metric_name=False)
+        if self.subcommand == "predict":
+            return [checkpoint, PredictionsFile()]
+        if self.subcommand != "fit":
+            return [checkpoint]
+        return [RandomState(), SampleTable(), AdapterExport(), Plots(), RunSummary(), checkpoint]
+
+    def _logger(self, folder: Path) -> Logger | bool:
+        return MetricsFile(folder) if self.subcommand == "fit" else False
+
+
+def _link_tokenizer(config: Namespace) -> None:
+    """``data.tokenizer`` <- ``model.backbone.name_or_path``, where data has one that is not set."""
+    data, model = config.get("data"), config.model
+    if data is None or "tokenizer" not in data.get("init_args", {}) or data.init_args.tokenizer is not None:
+        return
+    backbone = model.get("init_args", {}).get("backbone")
+    if isinstance(backbone, Namespace) and "name_or_path" in backbone:
+        data.init_args.tokenizer = backbone.name_or_path
+
+
+def _resolve_all(value: Any) -> Any:
+    """A copy of a piece of configuration in which embedded names are paths."""
+    if isinstance(value, str):
+        return resolve(value)
+    if isinstance(value, list):
+        return [_resolve_all(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _resolve_all(item) for key, item in value.items()}
+    if isinstance(value, Namespace):
+        return Namespace(**{key: _resolve_all(item) for key, item in vars(value).items()})
+    return value
+
+
+def _last_checkpoint(trainer: Trainer) -> str:
+    """The newest checkpoint of this run; empty if there is none."""
+    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    paths = [path for callback in kept for path in (callback.last_model_path, callback.best_model_path) if path]
+    return paths[0] if paths else ""
+
+
+def _missing(ours: list[Callback], given: list[Callback]) -> list[Callback]:
+    return [callback for callback in ours if not any(isinstance(other, type(callback)) for other in given)]
+
+
+def _quieten() -> None:
+    """Keep what Lightning and transformers say about every run off the screen."""
+
+    def says_something(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_CHATTER)
+
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(says_something)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
