@@ -8,9 +8,11 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "BackboneConfig": "lit_rlhf.models.backbone",
+    "BackboneConfig": "lit_rlhf.models.options",
     "DPOModule": "lit_rlhf.algorithms.dpo",
-    "LoraOptions": "lit_rlhf.models.backbone",
+    "LossTerm": "lit_rlhf.losses.terms",
+    "ReferenceOptions": "lit_rlhf.models.options",
+    "LoraOptions": "lit_rlhf.models.options",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -120,6 +120,11 @@ class Forest(NamedTuple):
         return tuple(reversed(path))
 
 
+def num_sequence_tokens(forest: Forest) -> int:
+    """Tokens of all sequences, shared ones counted in each: what rows of their own would hold without padding."""
+    return sum(forest.lengths[part] for leaf in forest.leaves for part in forest.path(leaf))
+
+
 class _Row:
     """Builds the columns of a forest, tree by tree."""
 
@@ -162,7 +167,9 @@ class _Row:
     @staticmethod
     def _check(number: int, segment: Segment, is_leaf: bool) -> None:
         if (number == 0) != (segment.parent == -1) or segment.parent >= number:
-            raise ValueError(f"segment {number} has parent {segment.parent}: a tree has one root, first, with parent -1")
+            raise ValueError(
+                f"segment {number} has parent {segment.parent}: a tree has one root, first, with parent -1"
+            )
         if len(segment.tokens) != len(segment.scored):
             raise ValueError(f"segment {number}: {len(segment.tokens)} tokens but {len(segment.scored)} scored flags")
         if not is_leaf and any(segment.scored):

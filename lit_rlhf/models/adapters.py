@@ -7,7 +7,6 @@ optimizers and sharding see the same parameters all the time.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
-from torch import nn
 from transformers import PreTrainedModel
 
 from lit_rlhf.models.loading import local_or_hub
@@ -143,25 +141,30 @@ def active_adapter(model: PeftModel, name: str | None) -> Iterator[None]:
             layer._active_adapter, layer._disable_adapters = active, disabled
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the policy's adapter as PEFT writes it, so that it loads on the plain base.
+def is_fresh(model: PeftModel, name: str) -> bool:
+    """Whether the adapter still computes no change: every LoRA B is zero and nothing is trained whole beside it."""
+    ours = [(path, parameter) for path, parameter in model.named_parameters() if name in path.split(".")]
+    return all("lora_A" in path or ("lora_B" in path and not parameter.any()) for path, parameter in ours)
+
+
+def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
+    """Write an adapter as PEFT writes it, so that it loads on the plain base.
 
     An adapter that began by changing the backbone ("pissa", "olora") is written as the difference to its beginning,
     an ordinary LoRA of twice the rank.
+
+    Args:
+        model: holds the adapter, and its beginning under the name ``reference`` where it changed the backbone.
+        name: of the adapter.
+        folder: is made if need be; files of an earlier adapter are replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    mutated = model.peft_config[POLICY].init_lora_weights in MUTATING
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         beginning = {}
-        if mutated:
-            model.peft_config[REFERENCE].init_lora_weights = True
+        if model.peft_config[name].init_lora_weights in MUTATING:
             model.save_pretrained(scratch, selected_adapters=[REFERENCE])
             beginning = {"path_initial_model_for_weight_conversion": str(Path(scratch) / REFERENCE)}
-        model.save_pretrained(scratch, selected_adapters=[POLICY], safe_serialization=True, **beginning)
-        for file in (Path(scratch) / POLICY).iterdir():
-            shutil.move(str(file), folder / file.name)
-
-
-def is_adapter_parameter(name: str, module: nn.Module) -> bool:
-    """Whether the parameter of this dotted name belongs to an adapter of ``module``."""
-    return any(part in (POLICY, REFERENCE) for part in name.split(".")) and isinstance(module, PeftModel)
+        model.save_pretrained(scratch, selected_adapters=[name], safe_serialization=True, **beginning)
+        for file in (Path(scratch) if name == "default" else Path(scratch) / name).iterdir():
+            if file.is_file():
+                file.replace(folder / file.name)

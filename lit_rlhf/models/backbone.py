@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_rlhf.models import adapters
-from lit_rlhf.models.attention import FOREST_ATTENTION, ForestLayout
+from lit_rlhf.models.attention import FOREST_ATTENTION, ForestLayout, register
 from lit_rlhf.models.head import head_parameters, logit_transform
 from lit_rlhf.models.linear_logprobs import LogitTransform, TokenLogprobs, linear_logprobs
 from lit_rlhf.models.loading import OWN_ATTENTION, load_causal_lm
@@ -29,7 +30,7 @@ from lit_rlhf.models.options import BackboneConfig, LoraOptions
 from lit_rlhf.models.padded import unfold
 from lit_rlhf.types import Forest, Segment
 
-__all__ = ["Backbone", "BackboneConfig", "LoraOptions", "Role", "build_backbone"]
+__all__ = ["Backbone", "BackboneConfig", "LoraOptions", "Role", "build_backbone", "wrap_model"]
 
 Role = Literal["policy", "reference"]
 
@@ -41,7 +42,7 @@ class Backbone(nn.Module):
     """A causal language model with roles. Make one with :func:`build_backbone`, or wrap a model of your own.
 
     Args:
-        model: the policy: a Hugging Face causal language model, or a PEFT model whose adapter is named ``policy``.
+        model: the policy: a Hugging Face causal language model, or a PEFT model, whose active adapter is the policy.
         reference_model: a frozen second model that plays the reference; None = the reference is an adapter named
             ``reference`` where there is one, else the model with its adapters off.
         attention: as in :class:`BackboneConfig`.
@@ -59,6 +60,7 @@ class Backbone(nn.Module):
         self.attention = attention
         self.layout: Literal["forest", "padded"] | None = None
         self.transform: LogitTransform | None = None
+        self.policy_adapter = model.active_adapter if isinstance(model, PeftModel) else None
         self._role: Role = "policy"
 
     @property
@@ -90,7 +92,7 @@ class Backbone(nn.Module):
                 raise ValueError("this backbone has neither adapters nor a second model, so it has no reference")
             return nullcontext()
         if name == "policy":
-            return adapters.active_adapter(self.model, adapters.POLICY)
+            return adapters.active_adapter(self.model, self.policy_adapter)
         return adapters.active_adapter(self.model, adapters.REFERENCE if self.has_reference_adapter else None)
 
     @property
@@ -284,7 +286,7 @@ class Backbone(nn.Module):
             ValueError: if the reference has no weights of its own.
         """
         if self.has_reference_adapter:
-            adapters.mix_adapters(self.model, adapters.POLICY, adapters.REFERENCE, weight)
+            adapters.mix_adapters(self.model, self.policy_adapter, adapters.REFERENCE, weight)
         elif self.reference_model is not None:
             with torch.no_grad():
                 for ours, theirs in zip(self.reference_model.parameters(), self.model.parameters(), strict=True):
@@ -292,18 +294,26 @@ class Backbone(nn.Module):
         else:
             raise ValueError("the reference is the frozen base, which cannot move")
 
+    @property
+    def checkpointed_names(self) -> set[str]:
+        """Names, within this module, of the tensors that a checkpoint must hold: all but the frozen base."""
+        if isinstance(self.model, PeftModel):
+            ours = {self.policy_adapter, adapters.REFERENCE}
+            return {name for name, _ in self.named_parameters() if ours & set(name.split("."))}
+        return set(self.state_dict())
+
     def save(self, folder: str | Path) -> None:
         """Write what was trained: the adapter as PEFT writes it, or the whole model; safetensors."""
         folder = Path(folder)
         if isinstance(self.model, PeftModel):
-            adapters.save_adapter(self.model, folder)
+            adapters.save_adapter(self.model, self.policy_adapter, folder)
         else:
             self.model.save_pretrained(folder, safe_serialization=True)
 
     @torch.no_grad()
     def fingerprint(self, role: Role) -> str:
         """A digest of the weights that a role computes with, taken from samples and sums of every tensor."""
-        skipped = {"policy": adapters.REFERENCE, "reference": adapters.POLICY}[role]
+        skipped = {"policy": adapters.REFERENCE, "reference": self.policy_adapter}[role]
         module = self.reference_model if role == "reference" and self.reference_model is not None else self.model
         config = {key: value for key, value in self.base.config.to_dict().items() if key not in _NOT_OF_THE_MODEL}
         digest = hashlib.sha256(repr(sorted(config.items(), key=str)).encode())
@@ -318,7 +328,10 @@ class Backbone(nn.Module):
 
 
 def build_backbone(
-    config: BackboneConfig, *, reference: Literal["none", "fixed", "moving"] = "fixed", device: torch.device | None = None
+    config: BackboneConfig,
+    *,
+    reference: Literal["none", "fixed", "moving"] = "fixed",
+    device: torch.device | None = None,
 ) -> Backbone:
     """Load the base model and put the roles on it.
 
@@ -342,6 +355,29 @@ def build_backbone(
     if mutated or reference == "moving" or (reference == "fixed" and config.adapter is not None):
         adapters.copy_adapter(policy, adapters.POLICY, adapters.REFERENCE)
     return Backbone(policy, None, config.attention)
+
+
+def wrap_model(
+    model: PreTrainedModel | PeftModel, *, reference: Literal["none", "fixed", "moving"] = "fixed"
+) -> Backbone:
+    """Put roles on a model that you made yourself. It is used as it is: its dropout, too, is yours.
+
+    Args:
+        model: a Hugging Face causal language model, which is then trained whole beside a frozen copy, or a PEFT model,
+            whose active adapter is trained; what it computes at this moment is the reference.
+        reference: as for :func:`build_backbone`.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if base._can_set_attn_implementation():
+        register()
+        base.set_attn_implementation(FOREST_ATTENTION)
+    if not isinstance(model, PeftModel):
+        second = deepcopy(model).requires_grad_(False).eval() if reference != "none" else None
+        return Backbone(model, second)
+    begun = not adapters.is_fresh(model, model.active_adapter)
+    if reference == "moving" or (reference == "fixed" and begun):
+        adapters.copy_adapter(model, model.active_adapter, adapters.REFERENCE)
+    return Backbone(model)
 
 
 def _until_stop(tokens: list[int], stops: set[int]) -> list[int]:

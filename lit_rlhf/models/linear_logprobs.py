@@ -109,9 +109,7 @@ def linear_logprobs(
     logprobs, entropy, log_sum_squares = _LinearLogprobs.apply(
         hidden, weight, bias, targets, transform, with_entropy, with_log_sum_squares
     )
-    return TokenLogprobs(
-        logprobs, entropy if with_entropy else None, log_sum_squares if with_log_sum_squares else None
-    )
+    return TokenLogprobs(logprobs, entropy if with_entropy else None, log_sum_squares if with_log_sum_squares else None)
 
 
 class _LinearLogprobs(torch.autograd.Function):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import bitsandbytes
 import torch
+from lightning.pytorch import LightningModule
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from lit_rlhf.models.attention import FOREST_ATTENTION, register
@@ -47,6 +48,14 @@ def load_causal_lm(config: BackboneConfig, device: torch.device | None = None) -
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.requires_grad_(False).train()
+
+
+def root_device(module: LightningModule) -> torch.device | None:
+    """The device that a module's Trainer will put it on; None where it has no Trainer."""
+    try:
+        return module.trainer.strategy.root_device
+    except RuntimeError:
+        return None
 
 
 def local_or_hub(name: str) -> str:

@@ -39,7 +39,9 @@ class LoraOptions:
 
     def __post_init__(self) -> None:
         if self.r < 1:
-            raise ValueError(f"lora.r is {self.r}; it must be at least 1 (to train without adapters: lora.enabled=false)")
+            raise ValueError(
+                f"lora.r is {self.r}; it must be at least 1 (to train without adapters: lora.enabled=false)"
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"lora.dropout is {self.dropout}; it must be at least 0 and less than 1")
 
@@ -83,3 +85,29 @@ class BackboneConfig:
             )
         if not self.lora.enabled and self.adapter is not None:
             raise ValueError("backbone.adapter needs lora.enabled=true; to train all weights, merge the adapter first")
+
+
+@dataclass
+class ReferenceOptions:
+    """The reference policy: computed live or once, fixed or moving.
+
+    Args:
+        cache: compute the reference's log-probabilities once per example and keep them on disk.
+        cache_folder: where; None = ``reference_logprobs`` in the run folder.
+        sync_steps: optimizer steps between two moves of the reference (TR-DPO, arXiv 2404.09656); 0 = it never moves.
+        mixup: share of the policy in a move, 0-1; 1 copies the policy.
+    """
+
+    cache: bool = False
+    cache_folder: str | None = None
+    sync_steps: int = 0
+    mixup: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.cache and self.sync_steps:
+            raise ValueError("reference.cache keeps what a reference said once, and sync_steps moves it: choose one")
+        if self.sync_steps < 0 or not 0.0 < self.mixup <= 1.0:
+            raise ValueError(
+                f"reference.sync_steps is {self.sync_steps} and mixup is {self.mixup}; "
+                "the first must not be negative, the second must lie in (0, 1]"
+            )

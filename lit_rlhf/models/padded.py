@@ -46,6 +46,4 @@ def unfold(forest: Forest) -> PaddedRows:
     device = forest.tokens.device
     source = torch.tensor([path + [path[0]] * (width - len(path)) for path in paths], device=device)
     mask = torch.tensor([[1] * len(path) + [0] * (width - len(path)) for path in paths], device=device)
-    return PaddedRows(
-        forest.tokens[source], mask, (mask.cumsum(-1) - 1) * mask, torch.tensor(cells, device=device)
-    )
+    return PaddedRows(forest.tokens[source], mask, (mask.cumsum(-1) - 1) * mask, torch.tensor(cells, device=device))

@@ -1,0 +1,383 @@
+"""Direct Preference Optimization and its relatives, as a LightningModule.
+
+Rafailov et al., "Direct Preference Optimization", arXiv 2305.18290, eq. 7:
+
+    loss = -log sigmoid(beta log pi(y_w|x)/pi_ref(y_w|x) - beta log pi(y_l|x)/pi_ref(y_l|x))
+
+Where we depart, and why:
+
+1. A batch is a forest: the prompt of a pair is computed once for both responses. The numbers are those of padded rows.
+2. One step's pairs are cut into micro-batches by tokens; everything is divided by the counts of the whole step, over all
+   micro-batches, accumulated batches and ranks, so that no cut changes the loss.
+3. The backbone's own dropout is off (a policy that drops out differs from its reference); LoRA's is the user's choice.
+4. A loss that compares pairs with each other sees all pairs of the step: it is evaluated once on log-probabilities
+   computed without a graph, and its gradients are then carried into the micro-batches.
+5. With adapters, the moving reference of TR-DPO mixes A and B apart, which is not the mix of their products.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_rlhf.losses.divergences import reverse_kl_scores
+from lit_rlhf.losses.preference import preference_statistics
+from lit_rlhf.losses.terms import LossTerm, PairLogprobs, couple, coupled_values, pair_logprobs
+from lit_rlhf.losses.weighting import wpo_weights
+from lit_rlhf.metrics import PAIR_METRICS, Means, pair_sums, row_sums
+from lit_rlhf.models.backbone import Backbone, BackboneConfig, build_backbone, wrap_model
+from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
+from lit_rlhf.models.loading import root_device
+from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, no_loss
+from lit_rlhf.models.options import ReferenceOptions
+from lit_rlhf.models.ranks import gather_rows, num_ranks, sum_over_ranks
+from lit_rlhf.models.reference import Reference
+from lit_rlhf.schedules import WarmupDecay
+from lit_rlhf.types import PreferenceBatch, PreferencePairs, num_sequence_tokens
+
+_FIXED_LIVE = ReferenceOptions()
+
+
+class _Coupled(NamedTuple):
+    """A micro-batch, and what the losses that need the whole step said of it (one entry per term, or None)."""
+
+    pairs: PreferencePairs
+    terms: Sequence[tuple[Tensor, PairLogprobs] | None]
+
+
+class _Scored(NamedTuple):
+    """What a micro-batch came to.
+
+    Args:
+        pairs: what the losses read.
+        losses: (K, B) each loss of each pair, weighted by WPO where asked.
+        sums: for each metric its sum and count.
+    """
+
+    pairs: PairLogprobs
+    losses: Tensor
+    sums: dict[str, tuple[Tensor, Tensor | float]]
+
+
+class DPOModule(LightningModule):
+    """Trains a policy on preference pairs, held to a reference.
+
+    Args:
+        backbone: the model to train; or one that you made yourself (a Hugging Face causal language model, a PEFT model,
+            or a Backbone).
+        losses: parts of the loss, summed by weight; None = plain DPO (the sigmoid loss).
+        beta: strength of the pull to the reference, 0.1-0.5 usual; towards 0 the reference is ignored.
+        divergence: what takes the log-ratio's place, by import path: ``lit_rlhf.losses.reverse_kl_scores``,
+            ``forward_kl_scores``, ``js_scores`` or ``alpha_scores``.
+        divergence_alpha: of the alpha-divergence; ignored by the others.
+        ld_alpha: weight of tokens past the length that both responses of a pair share, 0-1 (LD-DPO); 1 = plain.
+        use_weighting: weigh each pair by how likely the policy is to write its responses (WPO).
+        reference: live or kept, fixed or moving.
+        optimizer: makes the optimizer from the trained parameters.
+        lr_scheduler: makes the schedule, stepped once per optimizer step.
+
+    Raises:
+        ValueError: for settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig | torch.nn.Module,
+        losses: list[LossTerm] | None = None,
+        beta: float = 0.1,
+        divergence: Callable[..., Tensor] = reverse_kl_scores,
+        divergence_alpha: float = 0.5,
+        ld_alpha: float = 1.0,
+        use_weighting: bool = False,
+        reference: ReferenceOptions = _FIXED_LIVE,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable = lambda optimizer: WarmupDecay(optimizer, decay="constant"),
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["backbone", "losses", "divergence", "reference", "optimizer", "lr_scheduler"])
+        self.losses = losses or [LossTerm()]
+        self.beta = beta
+        takes_alpha = "alpha" in inspect.signature(divergence).parameters
+        self.scores = partial(divergence, alpha=divergence_alpha) if takes_alpha else divergence
+        self.ld_alpha = ld_alpha
+        self.use_weighting = use_weighting
+        self.reference = reference
+        self.needs_reference = any(term.needs_reference for term in self.losses)
+        self._check_settings(plain=divergence is reverse_kl_scores)
+        self.backbone = backbone
+        self.model: Backbone | None = None
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.strict_loading = False  # a checkpoint holds what was trained, not the frozen base
+        self.parts = _distinct([f"loss/{term.name}" for term in self.losses])
+        self.train_means = Means((*self.parts, *PAIR_METRICS))
+        self.eval_means = Means((*self.parts, *PAIR_METRICS))
+        self._reference: Reference | None = None
+        self._window = StepWindow[PreferencePairs]()
+        self._totals = torch.zeros(len(self.losses))
+        self._grad_norm = torch.zeros(())
+        self._num_tokens, self._since = 0, time.monotonic()
+
+    def configure_model(self) -> None:
+        """Load the backbone, here and not earlier, so that a Trainer has its devices by then."""
+        if self.model is not None:
+            return
+        kind = "none" if not self.needs_reference else "moving" if self.reference.sync_steps else "fixed"
+        if isinstance(self.backbone, BackboneConfig):
+            self.model = build_backbone(self.backbone, reference=kind, device=root_device(self))
+        elif isinstance(self.backbone, Backbone):
+            self.model = self.backbone
+        else:
+            self.model = wrap_model(self.backbone, reference=kind)
+
+    def forward(self, pairs: PreferencePairs) -> PairLogprobs:
+        """Log-probabilities of each pair's responses under policy and reference: what every loss reads."""
+        return self._score(pairs).pairs
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        """Policy and reference log-probabilities -> losses -> one share of the step's loss per micro-batch."""
+        self.train_means.update(row_sums(batch))
+        micro_batches = self._window.collect(self, batch.micro_batches, batch_idx)
+        if not micro_batches:
+            return no_loss(self)
+        self._totals = self._step_totals(micro_batches)
+        return backward_all_but_last(self, self._coupled(micro_batches), self._share)
+
+    def _share(self, micro_batch: _Coupled) -> Tensor:
+        """What a micro-batch adds to the loss of the step."""
+        scored = self._score(micro_batch.pairs, micro_batch.terms)
+        self._refuse_nonfinite(scored.losses, micro_batch.pairs)
+        self.train_means.update(scored.sums)
+        self._num_tokens += num_sequence_tokens(micro_batch.pairs.forest)
+        return (self._weights(scored.losses) * scored.losses.sum(1) / self._totals).sum()
+
+    def _score(
+        self, pairs: PreferencePairs, coupled: Sequence[tuple[Tensor, PairLogprobs] | None] | None = None
+    ) -> _Scored:
+        """Policy and reference log-probabilities of one micro-batch, its losses and its metrics."""
+        forest = pairs.forest
+        policy = self.model.token_logprobs(forest, with_entropy=True, with_log_sum_squares=self.use_weighting)
+        reference = torch.zeros_like(policy.logprobs)
+        if self.needs_reference:
+            reference = self._open_reference().logprobs(pairs)
+        read = pair_logprobs(
+            policy.logprobs,
+            reference,
+            forest.sequences,
+            pairs.chosen,
+            pairs.rejected,
+            pairs.margins,
+            scores=self.scores,
+            ld_alpha=self.ld_alpha,
+        )
+        losses = torch.stack(
+            [
+                term(read, self.beta) if known is None else coupled_values(*known, read)
+                for term, known in zip(self.losses, coupled or [None] * len(self.losses), strict=True)
+            ]
+        )
+        if self.use_weighting:
+            lengths = torch.bincount(forest.sequences, minlength=2 * len(pairs.rows))
+            weights = wpo_weights(policy.logprobs, policy.log_sum_squares, forest.sequences, lengths)
+            losses = losses * weights[pairs.chosen] * weights[pairs.rejected]
+        sums = pair_sums(read, policy.logprobs.detach() - reference, policy.entropy, beta=self.beta)
+        for name, term, column in zip(self.parts, self.losses, losses.detach(), strict=True):
+            sums[name] = (
+                column.sum(),
+                read.chosen_lengths.sum() if term.is_averaged_over_chosen_tokens else len(column),
+            )
+        return _Scored(read, losses, sums)
+
+    @torch.no_grad()
+    def _coupled(self, micro_batches: list[PreferencePairs]) -> list[_Coupled]:
+        """Micro-batches with the word of the losses that compare pairs of the whole step, over all ranks."""
+        whole = [term.is_whole_batch for term in self.losses]
+        if not any(whole) or (len(micro_batches) == 1 and num_ranks() == 1):
+            return [_Coupled(pairs, [None] * len(whole)) for pairs in micro_batches]
+        seen = [torch.stack(self._score(pairs).pairs, dim=1) for pairs in micro_batches]
+        rows, at = gather_rows(torch.cat(seen))
+        everything = PairLogprobs(*rows.unbind(1))
+        words = [couple(term, everything, self.beta) if coupled else None for term, coupled in zip(self.losses, whole)]
+        result = []
+        for pairs in micro_batches:
+            mine = slice(at, at := at + len(pairs.rows))
+            terms = [
+                None if word is None else (word[0][mine], PairLogprobs(*(column[mine] for column in word[1])))
+                for word in words
+            ]
+            result.append(_Coupled(pairs, terms))
+        return result
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        """Losses and metrics of held-out pairs."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        """Losses and metrics of test pairs."""
+        self._evaluate(batch)
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Implicit rewards beta * (log pi - log pi_ref) of every row, in nats times beta."""
+        rows = []
+        for pairs in batch.micro_batches:
+            read = self.forward(pairs)
+            seen = preference_statistics(read.chosen_logratios, read.rejected_logratios, beta=self.beta)
+            columns = {
+                "chosen_reward": seen.chosen_rewards,
+                "rejected_reward": seen.rejected_rewards,
+                "margin": seen.margins,
+                "chosen_logprob": read.chosen_logprobs,
+                "rejected_logprob": read.rejected_logprobs,
+                "chosen_length": read.chosen_lengths,
+                "rejected_length": read.rejected_lengths,
+            }
+            values = {name: column.tolist() for name, column in columns.items()}
+            for number, (row, source) in enumerate(zip(pairs.rows, pairs.sources, strict=True)):
+                rows.append({"row": row, "source": source, **{name: column[number] for name, column in values.items()}})
+        return rows
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One optimizer over what is trained, one schedule stepped with it."""
+        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        schedule = self.lr_scheduler(optimizer)
+        if isinstance(schedule, WarmupDecay):
+            schedule.over(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Do nothing: when Lightning calls this, all micro-batches but the last have left their gradients."""
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Watch the gradient's norm, before clipping."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        scaled = str(self.trainer.precision).startswith("16")  # a loss scaler skips such steps by itself
+        if not scaled and not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient is not finite at step {self.global_step}; nothing was updated")
+        self._grad_norm = norm
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Any = None) -> None:  # noqa: ANN401
+        """Step, then clear the gradients."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
+    def on_fit_start(self) -> None:
+        """Choose the layout, and say so."""
+        self.model.prepare()
+        self._since = time.monotonic()
+
+    def on_train_batch_end(self, outputs: object, batch: PreferenceBatch, batch_idx: int) -> None:
+        """Move the reference when it is due; log the means since the last time."""
+        if not self._window.is_empty:
+            return
+        if self.needs_reference:
+            self._open_reference().move_if_due(self.global_step)
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            self._log_means("train", self.train_means, prog_bar=True)
+            now = time.monotonic()
+            rate = sum_over_ranks(torch.tensor(float(self._num_tokens))) / (now - self._since)
+            self._num_tokens, self._since = 0, now
+            self.log_dict(
+                {
+                    "train/grad_norm": self._grad_norm,
+                    "train/lr": self.optimizers().param_groups[0]["lr"],
+                    "train/tokens_per_second": rate,
+                }
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all held-out pairs."""
+        self._log_means("val", self.eval_means)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over all test pairs."""
+        self._log_means("test", self.eval_means)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep adapters, or all weights where all are trained, and the metrics' state; leave the frozen base out."""
+        self.on_train_end()
+        drop_frozen(checkpoint, self.model, "model.")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that lacks trained weights of this model."""
+        self.configure_model()
+        refuse_foreign(checkpoint, self.model, "model.")
+
+    def on_train_end(self) -> None:
+        """Write the reference's log-probabilities that are not on disk yet."""
+        if self._reference is not None:
+            self._reference.flush()
+
+    def _evaluate(self, batch: PreferenceBatch) -> None:
+        self.eval_means.update(row_sums(batch))
+        for pairs in batch.micro_batches:
+            self.eval_means.update(self._score(pairs).sums)
+
+    def _log_means(self, stage: str, means: Means, prog_bar: bool = False) -> None:
+        values = means.compute()
+        means.reset()
+        if all(part in values for part in self.parts):
+            loss = sum(term.weight * values[part] for part, term in zip(self.parts, self.losses, strict=True))
+            self.log(f"{stage}/loss", loss, prog_bar=prog_bar)
+        shown = ("rewards/accuracy", "rewards/margin")
+        for name, value in values.items():
+            if len(self.parts) > 1 or name not in self.parts:
+                self.log(f"{stage}/{name}", value, prog_bar=prog_bar and name in shown)
+
+    def _weights(self, like: Tensor) -> Tensor:
+        return like.new_tensor([term.weight for term in self.losses])
+
+    def _step_totals(self, micro_batches: list[PreferencePairs]) -> Tensor:
+        """(K,) what each loss is divided by: pairs or chosen tokens of the step over all ranks.
+
+        Strategies average gradients over the ranks; that is undone here.
+        """
+        pairs = sum(len(part.rows) for part in micro_batches)
+        tokens = sum(int((part.forest.sequences[:, None] == part.chosen).sum()) for part in micro_batches)
+        counts = torch.tensor([float(pairs), float(tokens)], device=self.device)
+        counts = sum_over_ranks(counts) / num_ranks()
+        return torch.stack([counts[int(term.is_averaged_over_chosen_tokens)] for term in self.losses])
+
+    def _refuse_nonfinite(self, losses: Tensor, pairs: PreferencePairs) -> None:
+        finite = torch.isfinite(losses).all(0)
+        if not finite.all():
+            rows = [row for row, good in zip(pairs.rows, finite.tolist(), strict=True) if not good]
+            more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+            raise FloatingPointError(
+                f"the loss is not finite at step {self.global_step} for {', '.join(rows[:8])}{more}; nothing was updated"
+            )
+
+    def _open_reference(self) -> Reference:
+        if self._reference is None:
+            self._reference = Reference(self.model, self.reference, self.trainer.default_root_dir, self.global_rank)
+        return self._reference
+
+    def _check_settings(self, plain: bool) -> None:
+        for term in self.losses:
+            if not plain and not term.is_divergence_allowed:
+                raise ValueError(f"losses: {term.name} is defined for the reverse KL only, not for another divergence")
+            if term.is_whole_batch and (self.use_weighting or self.ld_alpha != 1.0):
+                raise ValueError(
+                    f"losses: {term.name} compares pairs by rank; it takes neither use_weighting nor ld_alpha"
+                )
+        if not 0.0 <= self.ld_alpha <= 1.0:
+            raise ValueError(f"ld_alpha is {self.ld_alpha}; it must lie in 0-1")
+        if self.reference.sync_steps and not self.needs_reference:
+            raise ValueError("reference.sync_steps moves a reference, and none of the losses reads one")
+
+
+def _distinct(names: list[str]) -> tuple[str, ...]:
+    """The names, numbered where one comes twice."""
+    return tuple(
+        name if names.count(name) == 1 else f"{name}_{names[:number].count(name) + 1}"
+        for number, name in enumerate(names)
+    )

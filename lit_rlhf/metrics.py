@@ -1,0 +1,126 @@
+"""Metrics: named means kept as (sum, count), so that neither padding nor the split over ranks can bend them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lit_rlhf.losses.preference import preference_statistics
+from lit_rlhf.losses.terms import PairLogprobs
+from lit_rlhf.types import PreferenceBatch
+
+PAIR_METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margin",
+    "rewards/accuracy",
+    "rewards/ties",
+    "rewards/accuracy_longer",
+    "rewards/accuracy_shorter",
+    "logprobs/chosen",
+    "logprobs/rejected",
+    "kl",
+    "entropy",
+    "length/chosen",
+    "length/rejected",
+    "data/dropped",
+    "data/truncated",
+)
+"""Means that every preference algorithm logs; docs/algorithms/dpo.md says what each one is."""
+
+
+class Means(Metric):
+    """Means of named quantities over everything since the last reset, over all ranks.
+
+    One vector of sums and one of counts, so that one reduction serves all names. The state is part of checkpoints: a
+    resumed run reports what an unbroken one does.
+
+    Args:
+        names: of the quantities, fixed for life.
+
+    Example:
+        >>> means = Means(["loss", "length"])
+        >>> means.update({"loss": (torch.tensor(6.0), 3)})
+        >>> means.compute()
+        {'loss': tensor(2.)}
+    """
+
+    full_state_update = False
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        zeros = torch.zeros(len(self.names))
+        self.add_state("sums", zeros.clone(), dist_reduce_fx="sum", persistent=True)
+        self.add_state("counts", zeros.clone(), dist_reduce_fx="sum", persistent=True)
+
+    def update(self, values: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> None:
+        """Add to the sums and counts.
+
+        Args:
+            values: for each name a scalar sum and the count it is over.
+
+        Raises:
+            ValueError: for a name that was not announced.
+        """
+        for name, (total, count) in values.items():
+            if name not in self.names:
+                raise ValueError(f"no metric '{name}'; there are: {', '.join(self.names)}")
+            index = self.names.index(name)
+            self.sums[index] += total.detach() if isinstance(total, Tensor) else total
+            self.counts[index] += count
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means, float32 scalars; names that counted nothing are left out."""
+        return {
+            name: self.sums[index] / self.counts[index]
+            for index, name in enumerate(self.names)
+            if float(self.counts[index]) != 0
+        }
+
+
+def pair_sums(
+    pairs: PairLogprobs, logratios: Tensor, entropy: Tensor, *, beta: float
+) -> dict[str, tuple[Tensor, Tensor | float]]:
+    """Sum and count of every metric of preference pairs.
+
+    Args:
+        pairs: of one micro-batch; each column (B,).
+        logratios: (N,) policy minus reference of every scored token, in nats, detached.
+        entropy: (N,) of the policy at every scored token, in nats.
+        beta: scale of the implicit rewards.
+    """
+    seen = preference_statistics(pairs.chosen_logratios, pairs.rejected_logratios, beta=beta)
+    num_pairs, num_tokens = len(seen.wins), len(logratios)
+    longer = (pairs.chosen_lengths > pairs.rejected_lengths) & ~seen.ties
+    shorter = (pairs.chosen_lengths < pairs.rejected_lengths) & ~seen.ties
+    means = {
+        "rewards/chosen": seen.chosen_rewards,
+        "rewards/rejected": seen.rejected_rewards,
+        "rewards/margin": seen.margins,
+        "rewards/ties": seen.ties,
+        "logprobs/chosen": pairs.chosen_logprobs,
+        "logprobs/rejected": pairs.rejected_logprobs,
+        "length/chosen": pairs.chosen_lengths,
+        "length/rejected": pairs.rejected_lengths,
+    }
+    sums: dict[str, tuple[Tensor, Tensor | float]] = {name: (column.sum(), num_pairs) for name, column in means.items()}
+    sums["rewards/accuracy"] = (seen.wins.sum(), num_pairs - seen.ties.sum())
+    sums["rewards/accuracy_longer"] = ((seen.wins & longer).sum(), longer.sum())
+    sums["rewards/accuracy_shorter"] = ((seen.wins & shorter).sum(), shorter.sum())
+    sums["kl"] = ((torch.expm1(-logratios.clamp(min=-20.0)) + logratios).sum(), num_tokens)
+    sums["entropy"] = (entropy.sum(), num_tokens)
+    return sums
+
+
+def row_sums(batch: PreferenceBatch) -> dict[str, tuple[float, float]]:
+    """Share of the rows that were dropped or cut on the way."""
+    dropped, truncated = (
+        float(sum(count for reason, count in batch.notes.items() if reason.startswith(kind)))
+        for kind in ("dropped", "truncated")
+    )
+    rows = batch.num_pairs + dropped
+    return {"data/dropped": (dropped, rows), "data/truncated": (truncated, rows)}

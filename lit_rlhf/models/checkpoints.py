@@ -1,0 +1,42 @@
+"""What a checkpoint holds of a module: everything but the frozen base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_rlhf.models.backbone import Backbone
+
+
+def drop_frozen(checkpoint: dict[str, Any], backbone: Backbone, prefix: str) -> None:
+    """Take the frozen base out of a checkpoint that is about to be written.
+
+    Args:
+        checkpoint: of Lightning; changed in place.
+        backbone: whose tensors are in it.
+        prefix: of their names, such as ``model.``.
+    """
+    kept = _kept(backbone, prefix)
+    frozen = {prefix + name for name in backbone.state_dict()} - kept
+    checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
+
+
+def refuse_foreign(checkpoint: dict[str, Any], backbone: Backbone, prefix: str) -> None:
+    """Refuse a checkpoint that lacks trained weights; loading is not strict, as the base is left out on purpose.
+
+    Raises:
+        ValueError: naming the first weight that is missing or has another shape.
+    """
+    stored = checkpoint["state_dict"]
+    own = {prefix + name: value.shape for name, value in backbone.state_dict().items()}
+    for name in sorted(_kept(backbone, prefix)):
+        if name not in stored:
+            raise ValueError(f"the checkpoint is of another model or adapter: it lacks {name}")
+        if stored[name].shape != own[name]:
+            raise ValueError(
+                f"the checkpoint is of another model or adapter: {name} is {tuple(stored[name].shape)} in it and "
+                f"{tuple(own[name])} here"
+            )
+
+
+def _kept(backbone: Backbone, prefix: str) -> set[str]:
+    return {prefix + name for name in backbone.checkpointed_names}

@@ -1,0 +1,80 @@
+"""One optimizer step from many micro-batches, inside Lightning's automatic optimization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Generic, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+
+MicroBatch = TypeVar("MicroBatch")
+
+
+class StepWindow(Generic[MicroBatch]):
+    """Collects the micro-batches of one optimizer step, which may come in several accumulated batches.
+
+    They wait until the step is due, so that everything can be divided by the counts of the whole step.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[MicroBatch] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no accumulated batch is waiting."""
+        return not self._waiting
+
+    def collect(self, module: LightningModule, micro_batches: Sequence[MicroBatch], batch_idx: int) -> list[MicroBatch]:
+        """Add a batch; all that waited once the optimizer steps on this batch, nothing before.
+
+        Args:
+            module: in training, attached to a Trainer.
+            micro_batches: of the batch.
+            batch_idx: of the batch in the epoch.
+        """
+        if batch_idx == 0:
+            self._waiting = []
+        self._waiting.extend(micro_batches)
+        trainer = module.trainer
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return []
+        due, self._waiting = self._waiting, []
+        return due
+
+
+def no_loss(module: LightningModule) -> Tensor:
+    """A loss of zero that touches every trained parameter, for a batch that brings no rows or only waits."""
+    return torch.stack([parameter.sum() * 0.0 for parameter in module.parameters() if parameter.requires_grad]).sum()
+
+
+def backward_all_but_last(
+    module: LightningModule, micro_batches: Sequence[MicroBatch], loss_of: Callable[[MicroBatch], Tensor]
+) -> Tensor:
+    """Run micro-batches one after another, and leave the last backward pass to Lightning.
+
+    Only one micro-batch's activations exist at a time. Gradients are exchanged between ranks once, in the last pass.
+    Lightning clears gradients between ``training_step`` and its own backward pass, so a module that calls this must
+    clear them elsewhere: after the optimizer's step.
+
+    Args:
+        module: in training, attached to a Trainer.
+        micro_batches: at least one.
+        loss_of: share of the step's loss that a micro-batch contributes, so that the shares sum to the loss.
+
+    Returns:
+        A scalar with the value of the whole loss and the graph of the last share, times the number of accumulated
+        batches, by which Lightning divides it.
+    """
+    strategy = module.trainer.strategy
+    local = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+    total = 0.0
+    with local:
+        for micro_batch in micro_batches[:-1]:
+            loss = loss_of(micro_batch)
+            strategy.backward(loss, None)
+            total = total + loss.detach()
+    return (loss_of(micro_batches[-1]) + total) * module.trainer.accumulate_grad_batches

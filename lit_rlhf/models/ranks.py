@@ -1,0 +1,42 @@
+"""What several ranks must agree on: counts, and the rows of a step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def num_ranks() -> int:
+    """Processes that train together; 1 where nothing is distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks(counts: Tensor) -> Tensor:
+    """Sum of a tensor over all ranks, the same on each; not differentiable."""
+    if num_ranks() > 1:
+        counts = counts.clone()
+        dist.all_reduce(counts)
+    return counts
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """Rows of all ranks, one rank after another; ranks may have different numbers of them. Not differentiable.
+
+    Args:
+        rows: (n, D) of this rank.
+
+    Returns:
+        (sum of n, D), and the index at which this rank's rows begin.
+    """
+    if num_ranks() == 1:
+        return rows, 0
+    sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(num_ranks())]
+    dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
+    longest = max(int(size) for size in sizes)
+    padded = rows.new_zeros(longest, rows.shape[1])
+    padded[: len(rows)] = rows
+    parts = [torch.zeros_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    begin = sum(int(size) for size in sizes[: dist.get_rank()])
+    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)]), begin

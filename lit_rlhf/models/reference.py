@@ -1,0 +1,69 @@
+"""The reference's log-probabilities of preference pairs: live or kept, of a reference that stands or moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.options import ReferenceOptions
+from lit_rlhf.models.reference_cache import ReferenceCache
+from lit_rlhf.types import PreferencePairs
+
+
+class Reference:
+    """What the reference policy says of preference pairs.
+
+    Args:
+        backbone: plays the reference, without a second copy where it has adapters.
+        options: live or kept, fixed or moving.
+        folder: of the run; kept log-probabilities lie in ``reference_logprobs`` in it unless the options name a folder.
+        rank: of this process.
+
+    Raises:
+        ValueError: if the folder was filled by another reference.
+    """
+
+    def __init__(self, backbone: Backbone, options: ReferenceOptions, folder: str | Path, rank: int = 0) -> None:
+        self.backbone = backbone
+        self.options = options
+        self.cache: ReferenceCache | None = None
+        if options.cache:
+            place = options.cache_folder or Path(folder) / "reference_logprobs"
+            self.cache = ReferenceCache(place, backbone.fingerprint("reference"), rank)
+
+    @torch.no_grad()
+    def logprobs(self, pairs: PreferencePairs) -> Tensor:
+        """(N,) log-probabilities of the scored tokens, in nats, detached.
+
+        Raises:
+            ValueError: if a row's tokens changed since its log-probabilities were kept.
+        """
+        keys = _keys(pairs)
+        known = None if self.cache is None else self.cache.lookup(pairs.forest, keys)
+        if known is None:
+            with self.backbone.role("reference"):
+                known = self.backbone.token_logprobs(pairs.forest).logprobs
+            if self.cache is not None:
+                self.cache.store(pairs.forest, keys, known)
+        return known
+
+    def move_if_due(self, step: int) -> None:
+        """Move the reference towards the policy, if it moves at this optimizer step (counted from 1)."""
+        if self.options.sync_steps and step % self.options.sync_steps == 0:
+            self.backbone.move_reference(self.options.mixup)
+
+    def flush(self) -> None:
+        """Write what is kept and not on disk yet."""
+        if self.cache is not None:
+            self.cache.flush()
+
+
+def _keys(pairs: PreferencePairs) -> list[str]:
+    """Key of each sequence in the cache: the row's address and which of its responses."""
+    keys = [""] * (2 * len(pairs.rows))
+    for row, chosen, rejected in zip(pairs.rows, pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True):
+        keys[chosen], keys[rejected] = f"{row}#chosen", f"{row}#rejected"
+    return keys
