@@ -1,0 +1,82 @@
+"""The README keeps its word: its tree is the real one, its defaults are the real ones, its own-Trainer example runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PLACES = ("lit_rlhf", "datamodules", "configs", "examples", "benchmarks", "docs")
+
+
+def house_files() -> list[Path]:
+    """What the tree lists: code, configs and pages, from the root; not ``__init__.py``, shipped data or results."""
+    found = [path.relative_to(ROOT) for place in PLACES for path in sorted((ROOT / place).rglob("*"))]
+    hidden = {"assets", "results", "__pycache__"}
+    return [
+        path
+        for path in found
+        if path.suffix in {".py", ".yaml", ".md"} and path.name != "__init__.py" and not hidden & set(path.parts)
+    ]
+
+
+def tree_paths(text: str) -> dict[str, str]:
+    """The paths of an indented tree, each with its description; folders end in a slash."""
+    above: list[str] = []
+    paths = {}
+    for line in text.splitlines():
+        name, _, description = line.strip().partition(" ")
+        above[(len(line) - len(line.lstrip())) // 2 :] = [name]
+        paths["".join(above)] = description.strip()
+    return paths
+
+
+def tree_block() -> dict[str, str]:
+    block = re.search(r"## The house\n\n```text\n(.*?)```\n$", README, re.DOTALL)
+    assert block, "the README ends with the tree"
+    return tree_paths(block[1])
+
+
+def test_the_tree_is_the_real_one():
+    listed = {path for path in tree_block() if not path.endswith("/")}
+    real = {path.as_posix() for path in house_files()}
+    assert (sorted(listed - real), sorted(real - listed)) == ([], [])
+
+
+def test_every_file_of_the_tree_has_a_line():
+    assert [path for path, description in tree_block().items() if not description and not path.endswith("/")] == []
+
+
+def test_no_line_is_too_long():
+    assert [line for line in README.splitlines() if len(line) > 120 and not line.startswith("|")] == []
+
+
+def test_defaults_in_the_table_are_the_real_ones():
+    from datamodules import PreferenceDataModule
+    from lit_rlhf import BackboneConfig, DPOModule, LoraOptions
+
+    module = DPOModule(BackboneConfig("some/model"))
+    data = PreferenceDataModule()
+    table = dict(re.findall(r"^\| `(?:model|data)\.init_args\.([\w.]+)` \|.*\| `?([^|`]+)`? \|$", README, re.MULTILINE))
+    lora = LoraOptions()
+    assert table["backbone.lora"] == f"{lora.r}, {lora.alpha}, {lora.dropout:g}, all linear"
+    assert lora.target_modules == "all-linear"
+    assert table["backbone.quantization"] == BackboneConfig("some/model").quantization
+    assert table["backbone.dtype"] == BackboneConfig("some/model").dtype
+    assert float(table["beta"]) == module.beta
+    for name in ("batch_size", "token_budget", "max_length"):
+        assert int(table[name]) == getattr(data, name)
+
+
+def test_the_own_trainer_example_runs(tiny_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Trainer" in block)
+    monkeypatch.chdir(tmp_path)
+    row = {"prompt": "What is the capital of France?", "chosen": " It is Paris.", "rejected": " I do not know."}
+    Path("pairs.jsonl").write_text(f"{json.dumps(row)}\n" * 20)
+    exec(code.replace("meta-llama/Llama-3.2-1B-Instruct", str(tiny_llama())), {})
+    assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
