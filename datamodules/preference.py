@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from typing import Any, NamedTuple
 
-import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.sources import OpenSource, SourceLike, open_sources
-from datamodules.stream import BatchMaker, OnBadRow, RowOrder, StepStream
+from datamodules.stream import BatchMaker, OnBadRow, RowOrder, StepLoader, StepStream, load_steps
 from datamodules.tokenization import PairTokenizer, Truncation, load_tokenizer, with_chat_template
 from lit_rlhf.types import PreferenceBatch
 
@@ -97,23 +94,26 @@ class PreferenceDataModule(LightningDataModule):
         if stage == "fit":
             self._position = self._position_before = Position((0, 0), Counter())
 
-    def train_dataloader(self) -> DataLoader[PreferenceBatch]:
+    def train_dataloader(self) -> StepLoader:
         """Batches of the current epoch, from the one after the last that was consumed."""
         self._stream = self._open("train", self.shuffle_buffer)
         self._stream.cursor = self._position.cursor
-        return self._load(self._stream)
+        return load_steps(self._stream, self.num_workers)
 
-    def val_dataloader(self) -> DataLoader[PreferenceBatch] | list[Any]:
+    def val_dataloader(self) -> StepLoader | list[Any]:
         """Batches of ``validation``; none if it was not given."""
-        return self._load(self._open("validation")) if self.splits["validation"] is not None else []
+        if self.splits["validation"] is None:
+            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+            return []
+        return load_steps(self._open("validation"), self.num_workers)
 
-    def test_dataloader(self) -> DataLoader[PreferenceBatch]:
+    def test_dataloader(self) -> StepLoader:
         """Batches of ``test``."""
-        return self._load(self._open("test"))
+        return load_steps(self._open("test"), self.num_workers)
 
-    def predict_dataloader(self) -> DataLoader[PreferenceBatch]:
+    def predict_dataloader(self) -> StepLoader:
         """Batches of ``predict``."""
-        return self._load(self._open("predict"))
+        return load_steps(self._open("predict"), self.num_workers)
 
     def on_after_batch_transfer(self, batch: PreferenceBatch, dataloader_idx: int) -> PreferenceBatch:
         """Remember how far training has come."""
@@ -181,16 +181,6 @@ class PreferenceDataModule(LightningDataModule):
             self._sources[split] = open_sources(like, split)
         return self._sources[split]
 
-    def _load(self, stream: StepStream) -> DataLoader[PreferenceBatch]:
-        warnings.filterwarnings("ignore", message=".*IterableDataset.* has .__len__. defined")
-        return StepLoader(
-            stream,
-            batch_size=None,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
-        )
-
     def _order_state(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
@@ -221,28 +211,3 @@ class Position(NamedTuple):
     def after(self, batch: PreferenceBatch) -> Position:
         """Return the position once ``batch`` is consumed."""
         return Position(batch.cursor, self.counts + Counter(batch.notes) + Counter(pairs=batch.num_pairs))
-
-
-class StepLoader(DataLoader[PreferenceBatch]):
-    """A loader that knows its length where the data does, and whose place is kept by the data module."""
-
-    dataset: StepStream
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch."""
-        num_batches = self.dataset.num_batches()
-        if num_batches is None:
-            raise TypeError("a hub data set does not say how long it is")
-        return num_batches
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: see PreferenceDataModule.state_dict."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: see PreferenceDataModule.load_state_dict."""
-
-
-def _one_thread(worker: int) -> None:
-    """Keep the tokenizer's own threads out of a forked worker."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -161,7 +161,7 @@ def _kind(row: Mapping[str, Any], key: str) -> str:
         found = ", ".join(map(repr, row)) or "none"
         raise BadRowError("missing_key", f"row has no {key!r} (keys found: {found}){_nearest(row, key)}")
     if isinstance(value, str):
-        _check_encodable(key, value)
+        _check_encodable(repr(key), value)
         return "text"
     if isinstance(value, list) and (value or key == "prompt"):
         for number, message in enumerate(value):

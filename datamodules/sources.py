@@ -222,6 +222,8 @@ def read_file(file: Path) -> Iterator[tuple[int, Any]]:
             yield from _read_json(file, stream)
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{file}: the compressed file is broken: {error}") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}: the JSON array is not UTF-8 ({error.reason}); save the file as UTF-8") from None
 
 
 def _read_json(file: Path, stream: io.BufferedIOBase) -> Iterator[tuple[int, Any]]:

@@ -8,14 +8,15 @@ ranks nor of workers nor the token budget changes which rows a step sees.
 from __future__ import annotations
 
 import math
+import os
 import random
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datamodules.packing import TokenPair, pack_pairs
 from datamodules.records import BadRowError, PreferenceRecord, read_preference
@@ -205,3 +206,51 @@ class StepStream(IterableDataset[PreferenceBatch]):
         """Batches of a whole epoch; None if a source does not know its length."""
         num_rows = self.order.num_rows()
         return None if num_rows is None else math.ceil(num_rows / self.batch_size)
+
+
+class StepLoader(DataLoader[PreferenceBatch]):
+    """Loads a stream; knows its length where the data does. Its place is kept by the data module."""
+
+    dataset: StepStream
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, wherever the stream begins.
+
+        Raises:
+            TypeError: if the data do not know their length, as the protocol of ``len`` wants it.
+        """
+        num_batches = self.dataset.num_batches()
+        if num_batches is None:
+            raise TypeError("a source of the hub does not say how many rows it has")
+        return num_batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing, and thereby tell Lightning that resuming is taken care of."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the data module sets the cursor of the stream."""
+
+
+def load_steps(stream: StepStream, num_workers: int = 0) -> StepLoader:
+    """Load the batches of a stream.
+
+    Args:
+        stream: the batches.
+        num_workers: processes that make them; 0 makes them in this one.
+    """
+    # Lightning cannot know that the workers share the length of this stream among them.
+    warnings.filterwarnings("ignore", message=".*IterableDataset.* has .__len__. defined")
+    # torch's default collate_fn, and pinned memory, would turn the tuples inside a batch into lists.
+    return StepLoader(
+        stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, worker_init_fn=_one_thread
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _one_thread(worker: int) -> None:
+    """Keep the tokenizer's own threads out of a forked worker."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -262,7 +262,7 @@ def _continue_turn(prompt: list[Message], response: list[Message]) -> list[Messa
     return [*prompt[:-1], {**first, "content": begun["content"] + first["content"]}, *response[1:]]
 
 
-def _map_text(change: Callable[[str], str], value: Any) -> Any:  # noqa: ANN401 - JSON is of any type
+def _map_text(change: Callable[[str], str], value: Any) -> Any:
     """Apply ``change`` to every text inside messages; drop keys that a column store filled with null."""
     if isinstance(value, str):
         return change(value)
