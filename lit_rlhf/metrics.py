@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torchmetrics import Metric
 
 from lit_rlhf.losses.preference import preference_statistics
 from lit_rlhf.losses.terms import PairLogprobs
-from lit_rlhf.types import PreferenceBatch
+from lit_rlhf.types import PreferenceBatch, PreferencePairs
 
 PAIR_METRICS = (
     "rewards/chosen",
@@ -53,6 +54,8 @@ class Means(Metric):
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
         self.names = tuple(names)
+        self.sums: Tensor
+        self.counts: Tensor
         zeros = torch.zeros(len(self.names))
         self.add_state("sums", zeros.clone(), dist_reduce_fx="sum", persistent=True)
         self.add_state("counts", zeros.clone(), dist_reduce_fx="sum", persistent=True)
@@ -114,6 +117,31 @@ def pair_sums(
     sums["kl"] = ((torch.expm1(-logratios.clamp(min=-20.0)) + logratios).sum(), num_tokens)
     sums["entropy"] = (entropy.sum(), num_tokens)
     return sums
+
+
+def pair_rows(batch: PreferencePairs, pairs: PairLogprobs, *, beta: float) -> list[dict[str, Any]]:
+    """One dictionary per pair: its address, implicit rewards (nats times beta), log-probabilities (nats) and lengths.
+
+    Args:
+        batch: where the pairs come from.
+        pairs: their log-probabilities; each column (B,).
+        beta: scale of the implicit rewards.
+    """
+    seen = preference_statistics(pairs.chosen_logratios, pairs.rejected_logratios, beta=beta)
+    columns = {
+        "chosen_reward": seen.chosen_rewards,
+        "rejected_reward": seen.rejected_rewards,
+        "margin": seen.margins,
+        "chosen_logprob": pairs.chosen_logprobs,
+        "rejected_logprob": pairs.rejected_logprobs,
+        "chosen_length": pairs.chosen_lengths.int(),
+        "rejected_length": pairs.rejected_lengths.int(),
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [
+        {"row": row, "source": source, **dict(zip(columns, numbers, strict=True))}
+        for row, source, numbers in zip(batch.rows, batch.sources, values, strict=True)
+    ]
 
 
 def row_sums(batch: PreferenceBatch) -> dict[str, tuple[float, float]]:

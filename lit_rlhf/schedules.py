@@ -42,7 +42,7 @@ class WarmupDecay(LambdaLR):
         self.decay = decay
         self.final_fraction = final_fraction
         self.total_steps: int | None = None
-        super().__init__(optimizer, lambda step: self.factor(step))
+        super().__init__(optimizer, lambda step: self.factor(step))  # noqa: PLW0108 - a method would be put into checkpoints
 
     def over(self, total_steps: float) -> WarmupDecay:
         """Tell the schedule how many optimizer steps the run has; the algorithm does it when training begins.

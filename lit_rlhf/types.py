@@ -84,8 +84,22 @@ class Forest(NamedTuple):
             row.add(tree)
         if not row.tokens:
             raise ValueError("a forest needs at least one token")
-        index = [torch.tensor(column, dtype=torch.int64) for column in row.columns()]
-        return cls(*index, lengths=tuple(row.lengths), parents=tuple(row.parents))
+        tokens, positions, targets, predictors, sequences = (
+            torch.tensor(column, dtype=torch.int64) for column in row.columns()
+        )
+        return cls(tokens, positions, targets, predictors, sequences, tuple(row.lengths), tuple(row.parents))
+
+    def to(self, device: torch.device) -> Forest:
+        """The same forest with its tensors on ``device``."""
+        return Forest(
+            self.tokens.to(device),
+            self.positions.to(device),
+            self.targets.to(device),
+            self.predictors.to(device),
+            self.sequences.to(device),
+            self.lengths,
+            self.parents,
+        )
 
     @property
     def starts(self) -> tuple[int, ...]:

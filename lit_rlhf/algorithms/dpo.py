@@ -7,8 +7,8 @@ Rafailov et al., "Direct Preference Optimization", arXiv 2305.18290, eq. 7:
 Where we depart, and why:
 
 1. A batch is a forest: the prompt of a pair is computed once for both responses. The numbers are those of padded rows.
-2. One step's pairs are cut into micro-batches by tokens; everything is divided by the counts of the whole step, over all
-   micro-batches, accumulated batches and ranks, so that no cut changes the loss.
+2. One step's pairs are cut into micro-batches by tokens; everything is divided by the counts of the whole step, over
+   all micro-batches, accumulated batches and ranks, so that no cut changes the loss.
 3. The backbone's own dropout is off (a policy that drops out differs from its reference); LoRA's is the user's choice.
 4. A loss that compares pairs with each other sees all pairs of the step: it is evaluated once on log-probabilities
    computed without a graph, and its gradients are then carried into the micro-batches.
@@ -21,20 +21,22 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from peft import PeftModel
 from torch import Tensor
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from lit_rlhf.losses.divergences import reverse_kl_scores
-from lit_rlhf.losses.preference import preference_statistics
-from lit_rlhf.losses.terms import LossTerm, PairLogprobs, couple, coupled_values, pair_logprobs
+from lit_rlhf.losses.terms import LossTerm, PairLogprobs, check_terms, couple, coupled_values, pair_logprobs
 from lit_rlhf.losses.weighting import wpo_weights
-from lit_rlhf.metrics import PAIR_METRICS, Means, pair_sums, row_sums
-from lit_rlhf.models.backbone import Backbone, BackboneConfig, build_backbone, wrap_model
+from lit_rlhf.metrics import PAIR_METRICS, Means, pair_rows, pair_sums, row_sums
+from lit_rlhf.models.backbone import Backbone, BackboneConfig, ReferenceKind, build_backbone, wrap_model
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, no_loss
@@ -91,7 +93,7 @@ class DPOModule(LightningModule):
 
     def __init__(
         self,
-        backbone: BackboneConfig | torch.nn.Module,
+        backbone: BackboneConfig | Backbone | PreTrainedModel | PeftModel,
         losses: list[LossTerm] | None = None,
         beta: float = 0.1,
         divergence: Callable[..., Tensor] = reverse_kl_scores,
@@ -112,9 +114,11 @@ class DPOModule(LightningModule):
         self.use_weighting = use_weighting
         self.reference = reference
         self.needs_reference = any(term.needs_reference for term in self.losses)
-        self._check_settings(plain=divergence is reverse_kl_scores)
+        check_terms(self.losses, divergence, ld_alpha=ld_alpha, use_weighting=use_weighting)
+        if reference.sync_steps and not self.needs_reference:
+            raise ValueError("reference.sync_steps moves a reference, and none of the losses reads one")
         self.backbone = backbone
-        self.model: Backbone | None = None
+        self.model: Backbone
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.strict_loading = False  # a checkpoint holds what was trained, not the frozen base
@@ -129,9 +133,9 @@ class DPOModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the backbone, here and not earlier, so that a Trainer has its devices by then."""
-        if self.model is not None:
+        if "model" in self._modules:
             return
-        kind = "none" if not self.needs_reference else "moving" if self.reference.sync_steps else "fixed"
+        kind: ReferenceKind = "none" if not self.needs_reference else "moving" if self.reference.sync_steps else "fixed"
         if isinstance(self.backbone, BackboneConfig):
             self.model = build_backbone(self.backbone, reference=kind, device=root_device(self))
         elif isinstance(self.backbone, Backbone):
@@ -206,7 +210,7 @@ class DPOModule(LightningModule):
         seen = [torch.stack(self._score(pairs).pairs, dim=1) for pairs in micro_batches]
         rows, at = gather_rows(torch.cat(seen))
         everything = PairLogprobs(*rows.unbind(1))
-        words = [couple(term, everything, self.beta) if coupled else None for term, coupled in zip(self.losses, whole)]
+        words = [couple(term, everything, self.beta) if term.is_whole_batch else None for term in self.losses]
         result = []
         for pairs in micro_batches:
             mine = slice(at, at := at + len(pairs.rows))
@@ -227,25 +231,9 @@ class DPOModule(LightningModule):
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Implicit rewards beta * (log pi - log pi_ref) of every row, in nats times beta."""
-        rows = []
-        for pairs in batch.micro_batches:
-            read = self.forward(pairs)
-            seen = preference_statistics(read.chosen_logratios, read.rejected_logratios, beta=self.beta)
-            columns = {
-                "chosen_reward": seen.chosen_rewards,
-                "rejected_reward": seen.rejected_rewards,
-                "margin": seen.margins,
-                "chosen_logprob": read.chosen_logprobs,
-                "rejected_logprob": read.rejected_logprobs,
-                "chosen_length": read.chosen_lengths,
-                "rejected_length": read.rejected_lengths,
-            }
-            values = {name: column.tolist() for name, column in columns.items()}
-            for number, (row, source) in enumerate(zip(pairs.rows, pairs.sources, strict=True)):
-                rows.append({"row": row, "source": source, **{name: column[number] for name, column in values.items()}})
-        return rows
+        return [row for pairs in batch.micro_batches for row in pair_rows(pairs, self.forward(pairs), beta=self.beta)]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer over what is trained, one schedule stepped with it."""
         optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         schedule = self.lr_scheduler(optimizer)
@@ -265,7 +253,13 @@ class DPOModule(LightningModule):
             raise FloatingPointError(f"the gradient is not finite at step {self.global_step}; nothing was updated")
         self._grad_norm = norm
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Any = None) -> None:  # noqa: ANN401
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
         """Step, then clear the gradients."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
@@ -281,7 +275,7 @@ class DPOModule(LightningModule):
             return
         if self.needs_reference:
             self._open_reference().move_if_due(self.global_step)
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % cast(Any, self.trainer).log_every_n_steps == 0:
             self._log_means("train", self.train_means, prog_bar=True)
             now = time.monotonic()
             rate = sum_over_ranks(torch.tensor(float(self._num_tokens))) / (now - self._since)
@@ -289,7 +283,7 @@ class DPOModule(LightningModule):
             self.log_dict(
                 {
                     "train/grad_norm": self._grad_norm,
-                    "train/lr": self.optimizers().param_groups[0]["lr"],
+                    "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"],
                     "train/tokens_per_second": rate,
                 }
             )
@@ -353,26 +347,13 @@ class DPOModule(LightningModule):
             rows = [row for row, good in zip(pairs.rows, finite.tolist(), strict=True) if not good]
             more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
             raise FloatingPointError(
-                f"the loss is not finite at step {self.global_step} for {', '.join(rows[:8])}{more}; nothing was updated"
+                f"the loss is not finite at step {self.global_step} in {', '.join(rows[:8])}{more}; nothing was updated"
             )
 
     def _open_reference(self) -> Reference:
         if self._reference is None:
             self._reference = Reference(self.model, self.reference, self.trainer.default_root_dir, self.global_rank)
         return self._reference
-
-    def _check_settings(self, plain: bool) -> None:
-        for term in self.losses:
-            if not plain and not term.is_divergence_allowed:
-                raise ValueError(f"losses: {term.name} is defined for the reverse KL only, not for another divergence")
-            if term.is_whole_batch and (self.use_weighting or self.ld_alpha != 1.0):
-                raise ValueError(
-                    f"losses: {term.name} compares pairs by rank; it takes neither use_weighting nor ld_alpha"
-                )
-        if not 0.0 <= self.ld_alpha <= 1.0:
-            raise ValueError(f"ld_alpha is {self.ld_alpha}; it must lie in 0-1")
-        if self.reference.sync_steps and not self.needs_reference:
-            raise ValueError("reference.sync_steps moves a reference, and none of the losses reads one")
 
 
 def _distinct(names: list[str]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ Shape letters: N scored tokens, L sequences, B preference pairs, K terms.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -187,6 +187,29 @@ class LossTerm:
 def _sums(values: Tensor, sequences: Tensor, num_sequences: int) -> Tensor:
     """(L,) sums of (N,) values over each sequence."""
     return values.new_zeros(num_sequences).index_add(0, sequences, values)
+
+
+def check_terms(
+    terms: Sequence[LossTerm], scores: Callable[..., Tensor], *, ld_alpha: float, use_weighting: bool
+) -> None:
+    """Refuse settings that some loss is not defined for.
+
+    Args:
+        terms: the losses.
+        scores: what an f-divergence makes of a log-ratio.
+        ld_alpha: as for :func:`pair_logprobs`.
+        use_weighting: whether pairs are weighed by WPO.
+
+    Raises:
+        ValueError: naming the loss and the setting.
+    """
+    if not 0.0 <= ld_alpha <= 1.0:
+        raise ValueError(f"ld_alpha is {ld_alpha}; it must lie in 0-1")
+    for term in terms:
+        if scores is not reverse_kl_scores and not term.is_divergence_allowed:
+            raise ValueError(f"losses: {term.name} is defined for the reverse KL only, not for another divergence")
+        if term.is_whole_batch and (use_weighting or ld_alpha != 1.0):
+            raise ValueError(f"losses: {term.name} compares pairs by rank; it takes neither use_weighting nor ld_alpha")
 
 
 def couple(term: LossTerm, pairs: PairLogprobs, beta: float) -> tuple[Tensor, PairLogprobs]:

@@ -1,0 +1,1 @@
+"""Models: the backbone and its roles, attention over a forest, the head."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -26,7 +27,6 @@ from lit_rlhf.models.options import LoraOptions
 POLICY = "policy"
 REFERENCE = "reference"
 
-_INITIALISATIONS = {"default": True, "gaussian": "gaussian", "orthogonal": "orthogonal"}
 MUTATING = ("pissa", "olora")
 """Initialisations that change the backbone's weights: "adapter off" is then no longer the model that was loaded."""
 
@@ -40,12 +40,12 @@ def new_adapter(model: PreTrainedModel, options: LoraOptions) -> PeftModel:
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=options.r,
-        lora_alpha=options.alpha,
+        lora_alpha=cast(int, options.alpha),
         lora_dropout=options.dropout,
         target_modules=options.target_modules,
         exclude_modules=options.exclude_modules or None,
         modules_to_save=options.modules_to_save or None,
-        init_lora_weights=_INITIALISATIONS.get(options.init, options.init),
+        init_lora_weights=True if options.init == "default" else options.init,
         use_rslora=options.use_rslora,
         use_dora=options.use_dora,
     )
@@ -89,7 +89,7 @@ def load_adapter(model: PreTrainedModel, folder: str, dropout: float) -> PeftMod
 
 def copy_adapter(model: PeftModel, source: str, target: str) -> None:
     """Add adapter ``target``, frozen and without dropout, with the weights of ``source``. ``source`` stays active."""
-    config = deepcopy(model.peft_config[source])
+    config = deepcopy(cast(LoraConfig, model.peft_config[source]))
     config.init_lora_weights = True
     config.lora_dropout = 0.0
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -160,11 +160,13 @@ def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        beginning = {}
-        if model.peft_config[name].init_lora_weights in MUTATING:
+        config = model.peft_config[name]
+        if isinstance(config, LoraConfig) and config.init_lora_weights in MUTATING:
             model.save_pretrained(scratch, selected_adapters=[REFERENCE])
-            beginning = {"path_initial_model_for_weight_conversion": str(Path(scratch) / REFERENCE)}
-        model.save_pretrained(scratch, selected_adapters=[name], safe_serialization=True, **beginning)
+            beginning = str(Path(scratch) / REFERENCE)
+            model.save_pretrained(scratch, selected_adapters=[name], path_initial_model_for_weight_conversion=beginning)
+        else:
+            model.save_pretrained(scratch, selected_adapters=[name])
         for file in (Path(scratch) if name == "default" else Path(scratch) / name).iterdir():
             if file.is_file():
                 file.replace(folder / file.name)

@@ -16,7 +16,7 @@ Shape letters: T tokens in the row, Q queries and K keys of one run, D head dime
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -171,7 +171,7 @@ def forest_attention(
     forest_layout: ForestLayout | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention function in the form that transformers registers.
 
@@ -274,7 +274,7 @@ def _attend_varlen(
             window_size=(-1 if window is None else window - 1, 0),
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        output = output.index_copy(0, call.queries, attended)
+        output = output.index_copy(0, call.queries, cast(Tensor, attended))
     return output
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -33,6 +33,7 @@ from lit_rlhf.types import Forest, Segment
 __all__ = ["Backbone", "BackboneConfig", "LoraOptions", "Role", "build_backbone", "wrap_model"]
 
 Role = Literal["policy", "reference"]
+ReferenceKind = Literal["none", "fixed", "moving"]
 
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "use_cache")
 """Entries of a config that say nothing about what the model computes."""
@@ -67,7 +68,7 @@ class Backbone(nn.Module):
     def base(self) -> PreTrainedModel:
         """The Hugging Face model of the current role, adapters inside."""
         model = self.reference_model if self._role == "reference" and self.reference_model is not None else self.model
-        return model.get_base_model() if isinstance(model, PeftModel) else model
+        return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
     @contextmanager
     def role(self, name: Role) -> Iterator[None]:
@@ -86,7 +87,7 @@ class Backbone(nn.Module):
             finally:
                 self._role = before
 
-    def _adapter_of(self, name: Role) -> nullcontext[None] | Iterator[None]:
+    def _adapter_of(self, name: Role) -> AbstractContextManager[None]:
         if not isinstance(self.model, PeftModel):
             if name == "reference" and self.reference_model is None:
                 raise ValueError("this backbone has neither adapters nor a second model, so it has no reference")
@@ -139,7 +140,11 @@ class Backbone(nn.Module):
     @property
     def num_embeddings(self) -> int:
         """Rows of the token embedding (V)."""
-        return self.base.get_input_embeddings().weight.shape[0]
+        return self._embedding_weight.shape[0]
+
+    @property
+    def _embedding_weight(self) -> Tensor:
+        return cast(Tensor, self.base.get_input_embeddings().weight)
 
     def _forest_states(self, forest: Forest) -> Tensor:
         # A mask of four dimensions is passed through as it is; the layout, not the mask, says who sees whom.
@@ -188,7 +193,7 @@ class Backbone(nn.Module):
         rank_zero_info(f"backbone: {self.base.config.model_type}, {self.layout} layout")
 
     def _probe(self) -> Forest:
-        device = self.base.get_input_embeddings().weight.device
+        device = self._embedding_weight.device
         ids = [3 + (7 * number) % max(1, self.num_embeddings - 4) for number in range(24)]
         prompt, first, second, other = ids[:5], ids[5:11], ids[11:18], ids[18:]
         trees = [
@@ -200,7 +205,7 @@ class Backbone(nn.Module):
             [Segment(other, [False] + [True] * (len(other) - 1))],
         ]
         forest = Forest.pack(trees)
-        return Forest(*(part.to(device) for part in forest[:5]), *forest[5:])
+        return forest.to(device)
 
     def _refusal(self, probe: Forest, expected: Tensor) -> str | None:
         """Why this model cannot take a forest; None if it can."""
@@ -250,26 +255,28 @@ class Backbone(nn.Module):
         """
         if not all(len(prompt) for prompt in prompts) or not stop_tokens:
             raise ValueError("generate needs prompts of at least one token and at least one stop token")
-        device = self.base.get_input_embeddings().weight.device
+        device = self._embedding_weight.device
         width = max(len(prompt) for prompt in prompts)
         pad = stop_tokens[0]
         tokens = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if temperature:
+            sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         was_training = self.training
         self.eval()
         try:
             with torch.random.fork_rng(enabled=seed is not None):
                 if seed is not None:
                     torch.manual_seed(seed)
-                output = self.base.generate(
+                output = cast(Any, self.base).generate(
                     input_ids=tokens,
                     attention_mask=mask,
                     max_new_tokens=max_new_tokens,
                     pad_token_id=pad,
                     eos_token_id=list(stop_tokens),
                     use_cache=True,
-                    **(sampling or {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}),
+                    **sampling,
                 )
         finally:
             self.train(was_training)
@@ -285,8 +292,8 @@ class Backbone(nn.Module):
         Raises:
             ValueError: if the reference has no weights of its own.
         """
-        if self.has_reference_adapter:
-            adapters.mix_adapters(self.model, self.policy_adapter, adapters.REFERENCE, weight)
+        if isinstance(self.model, PeftModel) and self.has_reference_adapter:
+            adapters.mix_adapters(self.model, self.model.active_adapter, adapters.REFERENCE, weight)
         elif self.reference_model is not None:
             with torch.no_grad():
                 for ours, theirs in zip(self.reference_model.parameters(), self.model.parameters(), strict=True):
@@ -306,7 +313,7 @@ class Backbone(nn.Module):
         """Write what was trained: the adapter as PEFT writes it, or the whole model; safetensors."""
         folder = Path(folder)
         if isinstance(self.model, PeftModel):
-            adapters.save_adapter(self.model, self.policy_adapter, folder)
+            adapters.save_adapter(self.model, self.model.active_adapter, folder)
         else:
             self.model.save_pretrained(folder, safe_serialization=True)
 
@@ -330,7 +337,7 @@ class Backbone(nn.Module):
 def build_backbone(
     config: BackboneConfig,
     *,
-    reference: Literal["none", "fixed", "moving"] = "fixed",
+    reference: ReferenceKind = "fixed",
     device: torch.device | None = None,
 ) -> Backbone:
     """Load the base model and put the roles on it.
@@ -346,7 +353,8 @@ def build_backbone(
     model = load_causal_lm(config, device)
     if not config.lora.enabled:
         second = load_causal_lm(config, device).eval() if reference != "none" else None
-        return Backbone(model.requires_grad_(True), second, config.attention)
+        model.requires_grad_(True)
+        return Backbone(model, second, config.attention)
     if config.adapter is None:
         policy = adapters.new_adapter(model, config.lora)
     else:
@@ -357,9 +365,7 @@ def build_backbone(
     return Backbone(policy, None, config.attention)
 
 
-def wrap_model(
-    model: PreTrainedModel | PeftModel, *, reference: Literal["none", "fixed", "moving"] = "fixed"
-) -> Backbone:
+def wrap_model(model: PreTrainedModel | PeftModel, *, reference: ReferenceKind = "fixed") -> Backbone:
     """Put roles on a model that you made yourself. It is used as it is: its dropout, too, is yours.
 
     Args:
@@ -367,12 +373,15 @@ def wrap_model(
             whose active adapter is trained; what it computes at this moment is the reference.
         reference: as for :func:`build_backbone`.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
     if base._can_set_attn_implementation():
         register()
         base.set_attn_implementation(FOREST_ATTENTION)
     if not isinstance(model, PeftModel):
-        second = deepcopy(model).requires_grad_(False).eval() if reference != "none" else None
+        second = None
+        if reference != "none":
+            second = deepcopy(model).eval()
+            second.requires_grad_(False)
         return Backbone(model, second)
     begun = not adapters.is_fresh(model, model.active_adapter)
     if reference == "moving" or (reference == "fixed" and begun):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import bitsandbytes
 import torch
 from peft.tuners.lora import LoraLayer
@@ -32,10 +34,11 @@ def _linear_parameters(head: nn.Module) -> tuple[Tensor, Tensor | None]:
         weight, bias = _linear_parameters(head.get_base_layer())
         if not head.disable_adapters:
             for name in head.active_adapters:
-                weight = weight + head.get_delta_weight(name).to(weight.dtype)
+                weight = weight + cast(Any, head).get_delta_weight(name).to(weight.dtype)
         return weight, bias
     if isinstance(head, bitsandbytes.nn.Linear4bit):
-        return bitsandbytes.functional.dequantize_4bit(head.weight.data, head.weight.quant_state), head.bias
+        packed = cast(bitsandbytes.nn.Params4bit, head.weight)
+        return bitsandbytes.functional.dequantize_4bit(packed.data, packed.quant_state), head.bias
     if not isinstance(head, nn.Linear):
         raise ValueError(f"the output head is a {type(head).__name__}; a linear layer is needed")
     return head.weight, head.bias

@@ -16,11 +16,10 @@ Shape letters: N scored tokens, H hidden size, V vocabulary, C rows of a chunk.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits held at one time; times 4 bytes, a few times over, is the memory of the head."""
@@ -61,14 +60,14 @@ class TokenLogprobs(NamedTuple):
 
     Args:
         logprobs: (N,) log-probability of the token that stands there, in nats. Carries the gradient.
-        entropy: (N,) entropy of the distribution, in nats, detached; None where not asked for.
+        entropy: (N,) entropy of the distribution, in nats, detached; empty where not asked for.
         log_sum_squares: (N,) log of the sum of squared probabilities (the expected probability of a sample, which
-            WPO divides by), detached; None where not asked for.
+            WPO divides by), detached; empty where not asked for.
     """
 
     logprobs: Tensor
-    entropy: Tensor | None
-    log_sum_squares: Tensor | None
+    entropy: Tensor
+    log_sum_squares: Tensor
 
 
 def linear_logprobs(
@@ -109,13 +108,14 @@ def linear_logprobs(
     logprobs, entropy, log_sum_squares = _LinearLogprobs.apply(
         hidden, weight, bias, targets, transform, with_entropy, with_log_sum_squares
     )
-    return TokenLogprobs(logprobs, entropy if with_entropy else None, log_sum_squares if with_log_sum_squares else None)
+    none = logprobs.new_empty(0)
+    return TokenLogprobs(logprobs, entropy if with_entropy else none, log_sum_squares if with_log_sum_squares else none)
 
 
 class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -151,14 +151,14 @@ class _LinearLogprobs(torch.autograd.Function):
         return logprobs, entropy, log_sum_squares
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if len(ctx.saved_tensors) == 1:
             (unit_gradient,) = ctx.saved_tensors
             return (unit_gradient * gradient[:, None]).to(unit_gradient.dtype), None, None, None, None, None, None
         return (*_recomputed_gradients(ctx, gradient), None, None, None, None)
 
 
-def _recomputed_gradients(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _recomputed_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of hidden states, weight and bias for a head that is trained."""
     hidden, weight, bias, targets = ctx.saved_tensors
     wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import bitsandbytes
 import torch
@@ -47,7 +48,8 @@ def load_causal_lm(config: BackboneConfig, device: torch.device | None = None) -
         model.set_attn_implementation(FOREST_ATTENTION)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.requires_grad_(False).train()
+    model.requires_grad_(False)
+    return model.train()
 
 
 def root_device(module: LightningModule) -> torch.device | None:
@@ -87,12 +89,12 @@ def quantization_config(kind: str, compute_dtype: torch.dtype) -> BitsAndBytesCo
 def _from_pretrained(
     name: str, model_config: PretrainedConfig, config: BackboneConfig, device: torch.device | None
 ) -> PreTrainedModel:
-    dtype = getattr(torch, config.dtype) if config.dtype != "auto" else (model_config.dtype or torch.float32)
+    dtype: torch.dtype = getattr(torch, config.dtype if config.dtype != "auto" else _saved_dtype(model_config))
     quantization = quantization_config(config.quantization, dtype)
     placement = {"": device or torch.device("cpu")} if quantization is not None else None
     attention = None if config.attention in OWN_ATTENTION else config.attention
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = cast(Any, AutoModelForCausalLM).from_pretrained(
             name,
             config=model_config,
             revision=config.revision,
@@ -112,7 +114,7 @@ def _from_pretrained(
             f"backbone '{config.name_or_path}' is no causal language model: its checkpoint lacks {missing}"
             f" ({len(loading['missing_keys'])} missing in all)"
         )
-    return model
+    return cast(PreTrainedModel, model)
 
 
 @contextmanager
@@ -135,6 +137,11 @@ def _no_dropout(config: PretrainedConfig) -> Iterator[None]:
     finally:
         for part, name, value in before:
             setattr(part, name, value)
+
+
+def _saved_dtype(config: PretrainedConfig) -> str:
+    """Name of the dtype that a checkpoint was saved in; float32 where it does not say."""
+    return str(config.get_text_config().dtype or config.dtype or "float32").removeprefix("torch.")
 
 
 def _first(error: Exception) -> str:

@@ -71,7 +71,7 @@ def backward_all_but_last(
     """
     strategy = module.trainer.strategy
     local = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
-    total = 0.0
+    total = torch.zeros((), device=module.device)
     with local:
         for micro_batch in micro_batches[:-1]:
             loss = loss_of(micro_batch)
