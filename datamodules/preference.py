@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
@@ -116,9 +117,15 @@ class PreferenceDataModule(LightningDataModule):
         return load_steps(self._open("predict"), self.num_workers)
 
     def on_after_batch_transfer(self, batch: PreferenceBatch, dataloader_idx: int) -> PreferenceBatch:
-        """Remember how far training has come."""
+        """Remember how far training has come.
+
+        Raises:
+            ValueError: if every row of an epoch was dropped.
+        """
         if self.trainer is not None and self.trainer.training:
             self._position_before, self._position = self._position, self._position.after(batch)
+            if batch.cursor[1] == 0 and not self._position.counts["pairs"]:
+                raise ValueError(f"an epoch of data.train held no pair to train on: {self.summary()}")
             if self._stream is not None and not self.trainer.overfit_batches:  # type: ignore[attr-defined]
                 self._stream.cursor = batch.cursor
         return batch
@@ -129,11 +136,13 @@ class PreferenceDataModule(LightningDataModule):
         return {"cursor": list(position.cursor), "counts": dict(position.counts), "order": self._order_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved position.
+        """Go on from a saved position; does nothing where a checkpoint is only evaluated.
 
         Raises:
             ValueError: if seed, batch size, shuffle buffer or the data are not those of the checkpoint.
         """
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
         for name, value in self._order_state().items():
             if value != state_dict["order"][name]:
                 raise ValueError(

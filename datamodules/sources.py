@@ -54,7 +54,7 @@ class Source:
 
 
 # What a user may write where rows are wanted.
-SourceLike = str | Source | list[str | Source] | list[dict[str, Any]]
+SourceLike = str | Path | Source | list[str | Source] | list[dict[str, Any]]
 
 
 class Row(NamedTuple):
@@ -159,13 +159,12 @@ def open_sources(like: SourceLike, split: str) -> list[OpenSource]:
     Raises:
         ValueError: if it names nothing, a missing file, or a file of an unknown type.
     """
-    if isinstance(like, str | Path | Source):
-        like = [like]
-    if not like:
+    several: list[Any] = like if isinstance(like, list) else [like]
+    if not several:
         raise ValueError(f"data.{split} is empty; give a path, a hub name, a list of sources or a list of rows")
-    if isinstance(like[0], Mapping):
-        return [OpenSource(Source(split), rows=like)]
-    sources = [one if isinstance(one, Source) else Source(str(one)) for one in like]
+    if isinstance(several[0], Mapping):
+        return [OpenSource(Source(split), rows=several)]
+    sources = [one if isinstance(one, Source) else Source(str(one)) for one in several]
     return [OpenSource(source, "test" if split == "predict" else split) for source in sources]
 
 

@@ -13,7 +13,7 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -44,7 +44,9 @@ class RowOrder:
     def num_rows(self) -> int | None:
         """Rows of an epoch; None if a source does not know its length."""
         counts = [source.num_rows for source in self.sources]
-        return None if None in counts else sum(map(_num_shown, self.sources))
+        if None in counts:
+            return None
+        return sum(map(_num_shown, self.sources)) if self.shuffle_buffer else sum(filter(None, counts))
 
     def rows(self, epoch: int) -> Iterator[Row]:
         """Yield the rows of an epoch."""
@@ -108,12 +110,14 @@ class BatchMaker:
         token_budget: tokens per micro-batch.
         on_bad_row: ``raise`` stops at a row that cannot be used; ``drop`` counts it and goes on.
         name_sources: whether counts are kept apart by source.
+        warned: reasons that were warned of; each is told once, with the first row.
     """
 
     tokenizer: PairTokenizer
     token_budget: int
     on_bad_row: OnBadRow
     name_sources: bool
+    warned: set[str] = field(default_factory=set)
 
     def __call__(self, rows: Sequence[Row], cursor: tuple[int, int]) -> PreferenceBatch:
         """Read, tokenise and pack ``rows``.
@@ -147,7 +151,9 @@ class BatchMaker:
     def _drop(self, row: Row, error: BadRowError, notes: Counter[str]) -> None:
         message = f"{row.address}: {error}"
         if isinstance(error, TooLongError):
-            warnings.warn(f"dropped {message} (and others like it are counted)", stacklevel=2)
+            if error.reason not in self.warned:
+                warnings.warn(f"dropped {message}; others like it will be counted", stacklevel=2)
+            self.warned.add(error.reason)
         elif self.on_bad_row == "raise":
             raise ValueError(
                 f"{message}; mend the row, or set data.on_bad_row=drop to drop and count such rows"

@@ -1,7 +1,8 @@
 """Records to tokens.
 
 1. Prompt and response are tokenised *together*, because tokens may merge across the seam; the response begins where
-   the tokens of prompt + chosen, prompt + rejected and the prompt alone stop being equal. It is the first scored token.
+   the tokens of prompt + chosen, prompt + rejected and the prompt alone stop being equal. From there on every token is
+   scored, those of later user turns too.
 2. Text gets the special tokens that the tokenizer adds by itself, and the end-of-sequence token after each response.
 3. Conversations are rendered by the chat template, which writes all special tokens: the tokenizer adds none. A prompt
    that ends in an assistant turn is a turn begun, and the response goes on with it.
@@ -114,9 +115,9 @@ class PairTokenizer:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.truncation = truncation
-        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        special = {_OPEN, *(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)}
         self._special = sorted(special, key=len, reverse=True)
-        self._is_special = re.compile("|".join(map(re.escape, self._special)) or r"(?!)")
+        self._is_special = re.compile("|".join(map(re.escape, self._special)))
 
     def render(self, record: PreferenceRecord) -> PairTexts:
         """Write a record as the three texts to be tokenised.
@@ -203,7 +204,7 @@ class PairTokenizer:
                 self._template(record, join(prompt, rejected)),
                 is_rendered=True,
             )
-        except (TemplateError, TypeError) as error:
+        except (TemplateError, TypeError, ValueError) as error:
             raise BadRowError("chat_template", f"the chat template refuses this conversation: {error}") from None
 
     def _template(self, record: PreferenceRecord, messages: list[Message], **options: Any) -> str:

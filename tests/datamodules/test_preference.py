@@ -140,6 +140,26 @@ def test_another_stream_is_refused_on_resume(make_data, options, message):
         make_data(**options).load_state_dict(state)
 
 
+def test_a_checkpoint_can_be_evaluated_on_other_data(tmp_path, make_data):
+    module, fitted = Recorder(), trainer(tmp_path, max_epochs=1)
+    fitted.fit(module, make_data())
+    fitted.save_checkpoint(tmp_path / "last.ckpt")
+    data = make_data(train=None, validation=ROWS[:3], batch_size=2, seed=5)
+    trainer(tmp_path).validate(module, data, ckpt_path=tmp_path / "last.ckpt")
+    assert list(chain(*module.validated)) == ["validation:1", "validation:2", "validation:3"]
+
+
+def test_an_epoch_without_a_pair_is_refused(tmp_path, make_data):
+    with pytest.raises(ValueError, match=r"held no pair to train on: {'dropped/identical_responses': 5}"):
+        fit(tmp_path, make_data(train=[{"prompt": "p", "chosen": "a", "rejected": "a"}] * 5))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_bad_row_stops_the_run_by_its_address(tmp_path, make_data, num_workers):
+    with pytest.raises(ValueError, match=r"train:4: 'chosen' has an empty response; mend the row, or set data\.on_bad"):
+        fit(tmp_path, make_data(on_bad_row="raise", num_workers=num_workers))
+
+
 def test_counts_of_several_sources_stay_apart(tmp_path, make_data):
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))

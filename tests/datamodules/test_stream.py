@@ -104,6 +104,12 @@ def test_weights_say_how_often_each_row_is_shown(sizes, weights, epoch):
         assert max(times) - min(times) <= 1
 
 
+def test_file_order_shows_each_row_once():
+    order = RowOrder([memory(3, "a", weight=2), memory(2, "b")])
+    assert [row.address for row in order.rows(0)] == ["a:1", "a:2", "a:3", "b:1", "b:2"]
+    assert order.num_rows() == 5
+
+
 def test_sources_are_mixed_evenly():
     order = RowOrder([memory(100, "a"), memory(300, "b")], shuffle_buffer=1)
     sources = [row.source for row in order.rows(0)]
@@ -159,14 +165,17 @@ def test_bad_rows_are_refused_by_address_or_counted(tmp_path, maker, row, messag
 
 
 def test_a_long_prompt_is_cut_or_dropped_and_counted(tmp_path, maker):
-    stream = write(tmp_path, GOOD, LONG)
+    stream = write(tmp_path, GOOD, LONG, LONG)
     stream.make_batch = maker(truncation="prompt_left")
     (batch,) = stream
-    assert (batch.num_pairs, batch.notes) == (2, {"truncated/prompt": 1})
+    assert (batch.num_pairs, batch.notes) == (3, {"truncated/prompt": 2})
     stream.make_batch = maker(truncation="response_right")
-    with pytest.warns(UserWarning, match=r"dropped bad\.jsonl:2: has \d+ prompt tokens, which leaves no room"):
+    with pytest.warns(
+        UserWarning, match=r"dropped bad\.jsonl:2: has \d+ prompt tokens, which leaves no room"
+    ) as warned:
         (batch,) = stream
-    assert (batch.num_pairs, batch.notes) == (1, {"dropped/prompt_too_long": 1})
+    assert len(warned) == 1
+    assert (batch.num_pairs, batch.notes) == (1, {"dropped/prompt_too_long": 2})
 
 
 def test_a_step_without_pairs_is_still_a_batch(tmp_path, maker):

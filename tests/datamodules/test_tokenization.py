@@ -63,6 +63,12 @@ def test_special_tokens_in_messages_stay_text(tokenizer):
     assert marks == [["<s>", "<|user|>", "<|assistant|>"], ["</s>"], ["</s>"]]
 
 
+def test_private_use_characters_of_a_user_are_text(tokenizer):
+    (pair,) = tokens_of(tokenizer, conversation("\ue0000\ue001", "a\ue000", "\ue000999\ue001"))
+    expected = ("<s><|user|>\ue0000\ue001<|assistant|>", "a\ue000</s>", "\ue000999\ue001</s>")
+    assert text_of(tokenizer, pair) == expected
+
+
 def test_a_begun_assistant_turn_is_continued(tokenizer):
     row = conversation("Hi", " and well", " or not")
     row["prompt"].append({"role": "assistant", "content": "Hello"})
