@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 	&& echo $$python && break; done)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 WORKERS ?= 2
 TORCH := torch==2.13.0
 
@@ -24,11 +24,12 @@ help:
 # is for that machine to say.
 $(INSTALLED): pyproject.toml requirements/lock.txt
 	@test -n "$(PYTHON)" || { echo "needs python3.11 or python3.12; if yours has another name: make PYTHON=... "; exit 1; }
-	@echo "making $(VENV) with the tested set (once; a minute or two, longer where torch brings CUDA)"
+	@echo "making $(VENV), once: the tested, pinned set, a few minutes (longer where torch brings CUDA)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --quiet --require-hashes --no-deps --requirement requirements/lock.txt
-	@$(PIP) install --quiet $(TORCH)
-	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(PIP) install --require-hashes --no-deps --requirement requirements/lock.txt
+	@echo "  and $(TORCH)"
+	@$(PIP) install $(TORCH)
+	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(INSTALLED)

@@ -153,7 +153,7 @@ def test_losses_cost_no_more_than_torch():
 
 def test_every_module_imports_without_what_is_optional():
     names = [module_name(path) for path in CODE if path.name != "__main__.py"]
-    blocked = ("datasets", "pandas", "bitsandbytes", "tensorboard", "wandb", "mlflow", "kernels", "scipy")
+    blocked = ("datasets", "pandas", "tensorboard", "wandb", "mlflow", "kernels", "scipy")
     python(
         "import importlib, sys\n"
         f"sys.modules.update(dict.fromkeys({blocked}))  # None there makes an import fail\n"
