@@ -8,6 +8,7 @@ comes at once. What a user can mend is told in one line; ``--debug`` or ``LIT_RL
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ def main(args: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words or os.environ.get("LIT_RLHF_DEBUG", "0") not in ("", "0")
     words = [word for word in words if word != "--debug"]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns on every import that a CPU has no CUDA kernels
     command, rest = _choose(words)
     try:
         if command in TRAINING:
@@ -59,7 +61,7 @@ def _choose(words: list[str]) -> tuple[str, list[str]]:
         prog="lit-rlhf",
         usage="lit-rlhf COMMAND [--debug] ...",
         description="Align a language model with human preferences.",
-        epilog=f"commands:\n{lines}\n\nlit-rlhf COMMAND --help says more. To begin: lit-rlhf fit --config configs/dpo.yaml",
+        epilog=f"commands:\n{lines}\n\nTo begin: lit-rlhf fit --config configs/dpo.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -26,8 +26,7 @@ base = AutoModelForCausalLM.from_pretrained("{base}")
 model = PeftModel.from_pretrained(base, "{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
-
-{more}"""
+"""
 
 _MODEL = """\
 # {title}
@@ -41,10 +40,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
+"""
 
-{more}"""
-
-_MORE = """\
+_MORE = """
 | file | what it is |
 |---|---|
 | `adapter_model.safetensors`, `adapter_config.json` (or `model.safetensors`, `config.json`) | what was trained |
@@ -93,14 +91,23 @@ class AdapterExport(Callback):
     def _write(self, trainer: Trainer, pl_module: Any, state: str) -> None:
         folder = self._folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        backbone = pl_module.backbone
+        backbone = pl_module.model
         backbone.save(folder)
         if not trainer.is_global_zero:
             return
         tokenizer_of(trainer, self.tokenizer).save_pretrained(folder)
-        (folder / "README.md").write_text(_readme(folder, backbone.base.name_or_path, state), encoding="utf-8")
+        text = readme(folder, backbone.base.name_or_path, state, _MORE.format(folder=folder))
+        (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _readme(folder: Path, base: str, state: str) -> str:
+def readme(folder: Path, base: str, state: str, more: str = "") -> str:
+    """README of a folder with an adapter, or with a whole model, that says how to load it.
+
+    Args:
+        folder: what it is about.
+        base: name of the model that training started from.
+        state: where the weights come from.
+        more: Markdown to put at the end.
+    """
     template = _ADAPTER if (folder / "adapter_config.json").is_file() else _MODEL
-    return template.format(title=folder.name, base=base, folder=folder, state=state, more=_MORE.format(folder=folder))
+    return template.format(title=folder.name, base=base, folder=folder, state=state) + more

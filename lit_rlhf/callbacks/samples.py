@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.callbacks.tokenizer import tokenizer_of
+from lit_rlhf.callbacks.tokenizer import stop_tokens, tokenizer_of
 from lit_rlhf.types import Forest, PreferenceBatch
 
 
@@ -113,10 +113,10 @@ class SampleTable(Callback):
         tokenizer = tokenizer_of(trainer, self.tokenizer)
         device = pl_module.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            answers = pl_module.backbone.generate(
+            answers = pl_module.model.generate(
                 self.prompts,
                 self.max_new_tokens,
-                stop_tokens=[tokenizer.eos_token_id],
+                stop_tokens=stop_tokens(tokenizer, pl_module.model),
                 temperature=self.temperature,
                 seed=0,
             )

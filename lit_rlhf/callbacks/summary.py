@@ -46,7 +46,7 @@ class RunSummary(Callback):
         trained = sum(weight.numel() for weight in pl_module.parameters() if weight.requires_grad)
         total = sum(weight.numel() for weight in pl_module.parameters())
         Console().print(
-            f"[bold]{type(pl_module).__name__}[/bold] on {Path(pl_module.backbone.base.name_or_path).name}: "
+            f"[bold]{type(pl_module).__name__}[/bold] on {Path(pl_module.model.base.name_or_path).name}: "
             f"{_count(trained)} of {_count(total)} parameters are trained; everything goes to "
             f"[bold]{trainer.default_root_dir}[/bold]",
             highlight=False,

@@ -16,6 +16,7 @@ _UNKNOWN = re.compile(
     r"|unrecognized arguments: --(?P<argument>[^=\s]+)"
 )
 _WRONG_VALUE = re.compile(r"Parser key \"(?P<key>[^\"]+)\":\s*(?P<reason>.*)", re.DOTALL)
+_BROKEN = object()
 _WRONG_CLASS = re.compile(r"Problem with given class_path '(?P<name>[^']+)':\s*(?P<reason>[^\n]+)")
 
 
@@ -41,13 +42,18 @@ def explain(message: str, known: Sequence[str], words: Sequence[str]) -> str:
     if match := _WRONG_VALUE.search(message):
         reason = re.sub(r"<class '(\w+)'>", r"\1", " ".join(match["reason"].split()))
         return f"{_full(match['key'], paths)}: {reason}"
+    if message.startswith("Problems parsing config"):
+        broken = [str(file) for file in _config_files(words) if file.is_file() and _read(file) is _BROKEN]
+        message = message.replace("Problems parsing config", " ".join(["broken YAML", *broken]), 1)
+        message = message.replace('in "<unicode string>", ', "")
     return " ".join(message.split())
 
 
 def _nearest(key: str, known: Sequence[str], paths: Sequence[str]) -> str | None:
     """The known key most like ``key``: under the same parent if that exists, else by its last word."""
     parent, _, leaf = key.rpartition(".")
-    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
+    parents = {name: f".{name.rpartition('.')[0]}" for name in known}
+    siblings = {name.rpartition(".")[2] for name in known if parents[name].endswith(f".{parent}")}
     if match := get_close_matches(leaf, siblings, n=1):
         return match[0]
     match = get_close_matches(_full(key, paths), known, n=1)
@@ -61,21 +67,26 @@ def _full(key: str, paths: Sequence[str]) -> str:
 
 def _keys_in(words: Sequence[str]) -> Iterator[str]:
     """Every key that the command line or one of its configuration files sets, as a dotted path."""
+    for word in words:
+        if word.startswith("--"):
+            yield word[2:].partition("=")[0].removesuffix("+")
+    for file in _config_files(words):
+        if file.is_file():
+            yield from _keys_of(_read(file), "")
+
+
+def _config_files(words: Sequence[str]) -> Iterator[Path]:
     for number, word in enumerate(words):
         name, _, value = word.partition("=")
         if name in ("--config", "-c"):
-            file = Path(value or "".join(words[number + 1 : number + 2]))
-            if file.is_file():
-                yield from _keys_of(_read(file), "")
-        elif name.startswith("--"):
-            yield name[2:].removesuffix("+")
+            yield Path(value or "".join(words[number + 1 : number + 2]))
 
 
 def _read(file: Path) -> Any:
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
-        return None
+        return _BROKEN
 
 
 def _keys_of(node: Any, path: str) -> Iterator[str]:

@@ -13,9 +13,7 @@ Where it departs from Lightning's:
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -38,19 +36,9 @@ from lit_rlhf.callbacks.random_state import RandomState
 from lit_rlhf.callbacks.samples import SampleTable
 from lit_rlhf.callbacks.summary import RunSummary
 from lit_rlhf.commands.config_errors import explain
+from lit_rlhf.commands.quiet import quieten
 from lit_rlhf.commands.run_folder import CHECKPOINTS, folder_of_checkpoint, free_folder
 from lit_rlhf.embedded import resolve
-
-_CHATTER = (
-    "GPU available",
-    "TPU available",
-    "Seed set to",
-    "`Trainer.",
-    "\N{ELECTRIC LIGHT BULB} Tip",
-    "Restor",
-    "Load",
-)
-"""How lines of Lightning begin that say nothing about this run."""
 
 
 def run(command: str, words: Sequence[str]) -> None:
@@ -63,7 +51,7 @@ def run(command: str, words: Sequence[str]) -> None:
     Raises:
         ValueError: for settings that Lightning refuses.
     """
-    _quieten()
+    quieten()
     Parser.words = [command, *words]
     try:
         TrainingCLI(
@@ -207,15 +195,3 @@ def _last_checkpoint(trainer: Trainer) -> str:
 
 def _missing(ours: list[Callback], given: list[Callback]) -> list[Callback]:
     return [callback for callback in ours if not any(isinstance(other, type(callback)) for other in given)]
-
-
-def _quieten() -> None:
-    """Keep what Lightning and transformers say about every run off the screen."""
-
-    def says_something(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(_CHATTER)
-
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(says_something)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")

@@ -1,0 +1,140 @@
+"""Let a finished run answer prompts.
+
+A prompt that is a text becomes a user's message where the tokenizer has a chat template. In a file of prompts every
+line is a JSON object whose "prompt" is a text or a list of messages. Answers appear as soon as their batch is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from lit_rlhf.commands import finished_run
+from lit_rlhf.commands.quiet import quieten
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lit_rlhf.models.backbone import Backbone
+
+Prompt = str | list[dict[str, Any]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    finished_run.add_arguments(parser)
+    parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
+    parser.add_argument("--prompts", type=Path, help='JSON lines, each with a "prompt"')
+    parser.add_argument("--out", type=Path, help="file of JSON lines to write, instead of showing the answers")
+    parser.add_argument("--raw", action="store_true", help="take texts as they are, without the chat template")
+    parser.add_argument("--reference", action="store_true", help="let the base answer, without what was learnt")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="most tokens of an answer (default 256)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default 1)")
+    parser.add_argument("--top_p", type=float, default=1.0, help="probability mass to draw from (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (default 0)")
+    parser.add_argument("--batch_size", type=int, default=8, help="prompts answered at once (default 8)")
+    parser.add_argument("--quantization", default="none", choices=("none", "nf4", "int8"), help="of the base")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Answer the prompts.
+
+    Raises:
+        ValueError: if there are no prompts, a line of the file is wrong, the output exists, or the run does not load.
+    """
+    prompts: list[Prompt] = [*args.prompt, *(read_prompts(args.prompts) if args.prompts else [])]
+    if not prompts:
+        raise ValueError("nothing to answer: give --prompt or --prompts")
+    if args.out is not None and args.out.exists():
+        raise ValueError(f"--out={args.out} exists already; choose another file or remove it")
+    quieten()
+    config = finished_run.backbone_config(args.run, args.base, args.dtype, args.quantization)
+    if args.reference and config.adapter is None:
+        raise ValueError(
+            f"{args.run} holds a whole model, so there is no reference in it: generate from its base instead"
+        )
+    tokenizer = finished_run.load_tokenizer(args.run)
+    import torch
+
+    from lit_rlhf.models.backbone import build_backbone
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = build_backbone(config, reference="none", device=device).to(device)
+    if args.out is None:
+        answer(backbone, tokenizer, prompts, args, None)
+        return
+    with args.out.open("w", encoding="utf-8") as out:
+        answer(backbone, tokenizer, prompts, args, out)
+    print(f"{len(prompts)} answers: {args.out}")  # noqa: T201
+
+
+def answer(
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    args: argparse.Namespace,
+    out: TextIO | None,
+) -> None:
+    """Answer batch by batch, to a file of JSON lines or, where there is none, to the screen."""
+    from lit_rlhf.callbacks.tokenizer import stop_tokens
+
+    tokens = [encode(prompt, tokenizer, args.raw) for prompt in prompts]
+    stops = stop_tokens(tokenizer, backbone)
+    for start in range(0, len(prompts), args.batch_size):
+        with backbone.role("reference" if args.reference else "policy"):
+            answers = backbone.generate(
+                tokens[start : start + args.batch_size],
+                args.max_new_tokens,
+                stop_tokens=stops,
+                temperature=args.temperature,
+                top_p=args.top_p,
+                seed=args.seed + start,
+            )
+        texts = [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in answers]
+        for prompt, text in zip(prompts[start:], texts, strict=False):
+            if out is not None:
+                out.write(json.dumps({"prompt": prompt, "response": text}, ensure_ascii=False) + "\n")
+            else:
+                print(text if len(prompts) == 1 else f"> {_last_words(prompt)}\n{text}\n")  # noqa: T201
+
+
+def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, is_raw: bool = False) -> list[int]:
+    """Token ids of a prompt, through the chat template where it is a conversation.
+
+    Raises:
+        ValueError: if messages are given and the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str) and (is_raw or tokenizer.chat_template is None):
+        return tokenizer(prompt)["input_ids"]
+    if tokenizer.chat_template is None:
+        raise ValueError("the prompt is a list of messages, and the tokenizer of the run has no chat template")
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def read_prompts(file: Path) -> list[Prompt]:
+    """Prompts of a file of JSON lines.
+
+    Raises:
+        ValueError: for a line that is no JSON object with a "prompt", with its address.
+    """
+    prompts: list[Prompt] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}:{number}: broken JSON: {error}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str | list):
+            raise ValueError(f'{file}:{number}: needs an object with a "prompt" that is a text or a list of messages')
+        prompts.append(row["prompt"])
+    return prompts
+
+
+def _last_words(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
