@@ -10,12 +10,12 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "BackboneConfig": "lit_rlhf.models.options",
     "DPOModule": "lit_rlhf.algorithms.dpo",
+    "LoraOptions": "lit_rlhf.models.options",
     "LossTerm": "lit_rlhf.losses.terms",
     "ReferenceOptions": "lit_rlhf.models.options",
-    "LoraOptions": "lit_rlhf.models.options",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]
+__all__ = ["BackboneConfig", "DPOModule", "LoraOptions", "LossTerm", "ReferenceOptions", "__version__"]
 
 
 def __getattr__(name: str) -> object:

@@ -16,6 +16,7 @@ Shape letters: T tokens in the row, Q queries and K keys of one run, D head dime
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -30,6 +31,9 @@ from lit_rlhf.types import Forest
 
 FOREST_ATTENTION = "lit_rlhf_forest"
 """Name under which the attention is registered with transformers."""
+
+_VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Whether this torch's variable-length attention takes fewer key-value heads than heads (2.12 and newer)."""
 
 
 class Run(NamedTuple):
@@ -258,6 +262,12 @@ def _attend_varlen(
 ) -> Tensor:
     """(T, heads, D) by at most two variable-length calls."""
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    groups = query.shape[1] // key.shape[1]
+    options: dict[str, Any] = {}
+    if groups > 1 and _VARLEN_TAKES_GROUPS:
+        options = {"enable_gqa": True}
+    elif groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     output = torch.empty_like(query)
     for call in layout.varlen:
         if call is None:
@@ -272,7 +282,7 @@ def _attend_varlen(
             call.max_keys,
             scale=scaling,
             window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=query.shape[1] != key.shape[1],
+            **options,
         )
         output = output.index_copy(0, call.queries, cast(Tensor, attended))
     return output
