@@ -151,7 +151,7 @@ class PreferenceDataModule(LightningDataModule):
                 )
         epoch, done = state_dict["cursor"]
         self._position = self._position_before = Position((epoch, done), Counter(state_dict["counts"]))
-        if self._stream is not None:  # opened before the checkpoint was read, to count its batches
+        if self._stream is not None:  # opened before, where a strategy reads checkpoints late
             self._stream.cursor = self._position.cursor
 
     def teardown(self, stage: str) -> None:

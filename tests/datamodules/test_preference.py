@@ -104,6 +104,14 @@ def test_a_step_that_failed_is_done_again(tmp_path, make_data, fail_at):
     assert next(iter(again.train_dataloader())).micro_batches[0].rows == tuple(whole[fail_at])
 
 
+def test_a_stream_opened_before_the_checkpoint_is_read_goes_on_too(make_data):
+    whole = [batch.cursor for batch in make_data().train_dataloader()]
+    data = make_data()
+    loader = data.train_dataloader()
+    data.load_state_dict({**data.state_dict(), "cursor": [0, 2]})
+    assert [batch.cursor for batch in loader] == whole[2:]
+
+
 def test_validation_inside_an_epoch_does_not_move_the_position(tmp_path, make_data):
     plain = fit(tmp_path, make_data()).steps
     assert fit(tmp_path, make_data(validation=ROWS), val_check_interval=2).steps == plain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import chain
+from itertools import chain, combinations
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -117,10 +117,14 @@ def test_sources_are_mixed_evenly():
     assert all(10 <= quarter <= 40 for quarter in quarters)
 
 
-def test_a_part_of_a_source_changes_with_the_epoch():
-    order = RowOrder([memory(100, weight=0.2)], shuffle_buffer=1)
-    parts = [frozenset(row.address for row in order.rows(epoch)) for epoch in range(3)]
-    assert len(set(parts)) == 3
+@pytest.mark.parametrize("others", [[], [memory(10, "other")]])
+def test_a_part_of_a_source_is_drawn_afresh_and_evenly(others):
+    order = RowOrder([memory(1000, weight=0.2), *others], shuffle_buffer=1)
+    parts = [{row.address for row in order.rows(epoch) if row.source == "train"} for epoch in range(3)]
+    assert [len(part) for part in parts] == [200, 200, 200]
+    assert all(len(one & other) < 100 for one, other in combinations(parts, 2))
+    in_first_half = [sum(int(address.split(":")[1]) <= 500 for address in part) for part in parts]
+    assert all(70 < count < 130 for count in in_first_half)
 
 
 def test_a_mixture_needs_lengths():
