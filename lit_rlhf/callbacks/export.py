@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
@@ -76,11 +75,8 @@ class AdapterExport(Callback):
         self._write(trainer, pl_module, f"finished after {trainer.global_step} steps")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what was learnt so far, if a step was done and the weights are sound."""
-        if trainer.world_size > 1 or not trainer.training or trainer.global_step == 0:
-            return
-        if not all(bool(torch.isfinite(weight).all()) for weight in pl_module.parameters() if weight.requires_grad):
-            rank_zero_info("some weights are not finite, so nothing is exported")
+        """Write what was learnt so far, unless nothing was or the numbers had run away."""
+        if trainer.world_size > 1 or trainer.global_step == 0 or isinstance(exception, FloatingPointError):
             return
         self._write(trainer, pl_module, f"interrupted after {trainer.global_step} steps ({type(exception).__name__})")
         rank_zero_info(f"what was learnt up to step {trainer.global_step} is in {self._folder(trainer)}")

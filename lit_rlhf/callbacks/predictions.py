@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 
-class PredictionsFile(BasePredictionWriter):
+class PredictionsFile(Callback):
     """Writes one JSON line per row, in the order of the data, as ``predict`` goes.
 
     Several processes write a part each, which the first one puts together at the end.
@@ -23,7 +21,6 @@ class PredictionsFile(BasePredictionWriter):
     """
 
     def __init__(self, file: str | None = None) -> None:
-        super().__init__(write_interval="batch")
         self.file = file
         self._count = 0
 
@@ -41,28 +38,17 @@ class PredictionsFile(BasePredictionWriter):
         part.write_text("", encoding="utf-8")
         self._count = 0
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Sequence[dict[str, Any]],
-        batch_indices: Sequence[int] | None,
+        outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        """Append the rows of a batch.
-
-        Args:
-            trainer: the running Trainer.
-            pl_module: the algorithm.
-            prediction: what ``predict_step`` returned: one dict per row.
-            batch_indices: unused.
-            batch: unused.
-            batch_idx: unused.
-            dataloader_idx: unused.
-        """
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in prediction]
+        """Append what ``predict_step`` returned: one dict per row."""
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in outputs]
         with self._part(trainer, trainer.global_rank).open("a", encoding="utf-8") as file:
             file.writelines(lines)
         self._count += len(lines)
@@ -77,8 +63,4 @@ class PredictionsFile(BasePredictionWriter):
                 target.write_text("".join(part.read_text(encoding="utf-8") for part in parts), encoding="utf-8")
                 for part in parts:
                     part.unlink()
-        rank_zero_info(
-            f"{self._count} rows of this process: {target}"
-            if trainer.world_size > 1
-            else f"{self._count} rows: {target}"
-        )
+        rank_zero_info(f"{self._count} rows{' of this process' if trainer.world_size > 1 else ''}: {target}")

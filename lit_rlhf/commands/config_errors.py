@@ -12,8 +12,8 @@ import yaml
 
 _UNKNOWN = re.compile(
     r"Option '(?P<option>[^']+)' is not accepted"
-    r"|does not accept option '(?P<nested>[^']+)'"
-    r"|unrecognized arguments: --(?P<argument>[^=\s]+)"
+    r"|(?:Group '(?P<group>[^']+)' )?does not accept option '(?P<nested>[^']+)'"
+    r"|(?:unrecognized arguments|ambiguous option): --(?P<argument>[^=\s]+)"
 )
 _WRONG_VALUE = re.compile(r"Parser key \"(?P<key>[^\"]+)\":\s*(?P<reason>.*)", re.DOTALL)
 _BROKEN = object()
@@ -34,14 +34,16 @@ def explain(message: str, known: Sequence[str], words: Sequence[str]) -> str:
     """
     paths = list(_keys_in(words))
     if match := _UNKNOWN.search(message):
-        key = next(filter(None, match.groups()))
-        near = _nearest(key, known, paths)
+        key = match["option"] or match["argument"] or ".".join(filter(None, (match["group"], match["nested"])))
+        near = _nearest(key, known)
         return f"{_full(key, paths)}: unknown key" + (f"; did you mean '{near}'?" if near else "")
     if match := _WRONG_CLASS.search(message):
         return f"class_path '{match['name']}': {match['reason'].strip()}"
     if match := _WRONG_VALUE.search(message):
         reason = re.sub(r"<class '(\w+)'>", r"\1", " ".join(match["reason"].split()))
         return f"{_full(match['key'], paths)}: {reason}"
+    if message.startswith("the following arguments are required") and not any(_config_files(words)):
+        return "nothing says what to train: give a configuration, as in --config configs/dpo.yaml"
     if message.startswith("Problems parsing config"):
         broken = [str(file) for file in _config_files(words) if file.is_file() and _read(file) is _BROKEN]
         message = message.replace("Problems parsing config", " ".join(["broken YAML", *broken]), 1)
@@ -49,14 +51,14 @@ def explain(message: str, known: Sequence[str], words: Sequence[str]) -> str:
     return " ".join(message.split())
 
 
-def _nearest(key: str, known: Sequence[str], paths: Sequence[str]) -> str | None:
-    """The known key most like ``key``: under the same parent if that exists, else by its last word."""
+def _nearest(key: str, known: Sequence[str]) -> str | None:
+    """The known key most like ``key``: under the same parent if that exists, else as a whole."""
     parent, _, leaf = key.rpartition(".")
     parents = {name: f".{name.rpartition('.')[0]}" for name in known}
     siblings = {name.rpartition(".")[2] for name in known if parents[name].endswith(f".{parent}")}
     if match := get_close_matches(leaf, siblings, n=1):
         return match[0]
-    match = get_close_matches(_full(key, paths), known, n=1)
+    match = get_close_matches(key, known, n=1)
     return match[0] if match else None
 
 

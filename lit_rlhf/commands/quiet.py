@@ -9,12 +9,19 @@ _CHATTER = (
     "GPU available",
     "TPU available",
     "Seed set to",
-    "`Trainer.",
+    "`Trainer",
     "\N{ELECTRIC LIGHT BULB} Tip",
     "Restor",
     "Load",
 )
 """How such lines of Lightning begin."""
+
+_NEEDLESS = (
+    "does not have many workers",
+    "Checkpoint directory .* exists and is not empty",
+    "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+)
+"""What their warnings say that this package means to do."""
 
 
 def quieten() -> None:
@@ -24,7 +31,8 @@ def quieten() -> None:
     disable_progress_bar()
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed"):
         logging.getLogger(f"lightning.{name}").addFilter(_says_something)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for message in _NEEDLESS:
+        warnings.filterwarnings("ignore", message=f".*{message}")
     for library in ("lightning", "torch", "transformers", "peft"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=library)

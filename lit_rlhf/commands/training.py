@@ -67,6 +67,12 @@ def run(command: str, words: Sequence[str]) -> None:
         )
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except ValueError as error:
+        # jsonargparse wraps what a constructor refuses into a page about everything else that it tried.
+        cause = error
+        while str(error).startswith("Does not validate") and isinstance(cause.__cause__, ValueError):
+            cause = cause.__cause__
+        raise cause from None
 
 
 class Parser(LightningArgumentParser):
@@ -137,6 +143,10 @@ class TrainingCLI(LightningCLI):
             if path := _last_checkpoint(self.trainer):
                 error.add_note(f"last good checkpoint: {path} (go on from it with --ckpt_path={path})")
             raise
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict; what is written to a file is not gathered in memory as well."""
+        self.trainer.predict(**{**kwargs, "return_predictions": False})
 
     def _folder(self, config: Namespace) -> Path:
         algorithm = config.model.class_path.rpartition(".")[2].removesuffix("Module").lower()

@@ -1,0 +1,39 @@
+"""Which folder a run takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_rlhf.commands.run_folder import folder_of_checkpoint, free_folder
+
+
+def test_a_free_folder_is_taken_as_it_is(tmp_path):
+    assert free_folder(tmp_path / "dpo") == tmp_path / "dpo"
+    (tmp_path / "dpo").mkdir()
+    assert free_folder(tmp_path / "dpo") == tmp_path / "dpo"
+    assert [path.name for path in tmp_path.iterdir()] == ["dpo"]
+
+
+def test_a_taken_folder_is_left_alone(tmp_path):
+    for name in ("dpo", "dpo-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    assert free_folder(tmp_path / "dpo") == tmp_path / "dpo-3"
+
+
+def test_a_resumed_run_goes_on_where_its_checkpoint_lies(tmp_path):
+    checkpoint = tmp_path / "dpo-2" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    assert folder_of_checkpoint(str(checkpoint), tmp_path / "dpo") == tmp_path / "dpo-2"
+
+
+def test_a_word_or_a_checkpoint_elsewhere_means_the_folder_of_the_configuration(tmp_path):
+    (tmp_path / "a.ckpt").touch()
+    assert folder_of_checkpoint("last", tmp_path / "dpo") == tmp_path / "dpo"
+    assert folder_of_checkpoint(str(tmp_path / "a.ckpt"), tmp_path / "dpo") == tmp_path / "dpo"
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--ckpt_path=.*nope.ckpt: there is no such checkpoint"):
+        folder_of_checkpoint(str(tmp_path / "nope.ckpt"), tmp_path)

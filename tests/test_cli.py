@@ -1,0 +1,89 @@
+"""The command line's door: commands, help and errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from lit_rlhf import cli
+
+ALL = [*cli.TRAINING, *cli.BESIDE]
+
+
+def test_help_names_every_command_in_one_line_and_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom lit_rlhf.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as end:\n"
+        "    assert end.code == 0\nassert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ALL:
+        assert len([line for line in done.stdout.splitlines() if line.split()[:1] == [command]]) == 1
+
+
+@pytest.mark.parametrize("command", cli.BESIDE)
+def test_every_command_beside_has_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    assert "RUN" in capsys.readouterr().out
+
+
+def test_module_is_a_program():
+    done = subprocess.run([sys.executable, "-m", "lit_rlhf", "fitt"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: unknown command 'fitt'; there are: {', '.join(ALL)}\n"
+
+
+def test_no_command_shows_the_help_and_fails(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    assert end.value.code == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+def stand_in(error: Exception) -> SimpleNamespace:
+    def run(args):
+        raise error
+
+    return SimpleNamespace(__doc__="Stands in.", add_arguments=lambda parser: None, run=run)
+
+
+def raised(monkeypatch, error, *words):
+    monkeypatch.setattr(cli, "import_module", lambda name: stand_in(error))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["export", *words])
+    assert end.value.code == 2
+
+
+def test_an_error_is_one_line_and_its_notes(monkeypatch, capsys):
+    error = FloatingPointError("the loss is not finite")
+    error.add_note("last good checkpoint: here")
+    raised(monkeypatch, error)
+    assert capsys.readouterr().err == "error: the loss is not finite\nlast good checkpoint: here\n"
+
+
+def test_an_error_of_a_data_worker_keeps_its_last_line(monkeypatch, capsys):
+    text = (
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback ...\nValueError: a.jsonl:3: no 'chosen'"
+    )
+    raised(monkeypatch, ValueError(text))
+    assert capsys.readouterr().err == "error: a.jsonl:3: no 'chosen'\n"
+
+
+@pytest.mark.parametrize("how", ["word", "variable"])
+def test_debug_shows_the_traceback(monkeypatch, how):
+    monkeypatch.setattr(cli, "import_module", lambda name: stand_in(ValueError("wrong")))
+    if how == "variable":
+        monkeypatch.setenv("LIT_RLHF_DEBUG", "1")
+    with pytest.raises(ValueError, match="wrong"):
+        cli.main(["export", "--debug"] if how == "word" else ["export"])
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "import_module", lambda name: stand_in(KeyError("ours")))
+    with pytest.raises(KeyError):
+        cli.main(["export"])
