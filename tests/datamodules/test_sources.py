@@ -80,6 +80,12 @@ def test_folder_glob_and_list(tmp_path):
     assert rows_of([str(first), Source(str(second))]) == both
 
 
+def test_files_are_sorted_whatever_the_file_system_says(tmp_path, monkeypatch):
+    paths = [str(write(tmp_path / f"{name}.jsonl", LINES)) for name in "abc"]
+    monkeypatch.setattr(sources.glob, "glob", lambda *_, **__: paths[::-1])
+    assert [file.name for file in find_files(str(tmp_path / "*.jsonl"))] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+
+
 def test_rows_in_memory():
     assert rows_of(ROWS, "validation") == numbered("validation")
     assert [source.name for source in open_sources(ROWS, "train")] == ["train"]
