@@ -90,7 +90,7 @@ def test_real_tokenizer_with_bos_equal_eos(shared_data):
 
 
 def test_nulls_of_a_column_store_do_not_reach_the_template(tokenizer):
-    tokenizer.chat_template = "{{ messages[0].content[0].image is defined }}<|assistant|>{{ messages[1].content }}"
+    tokenizer.chat_template = "{{ messages[0].content[0].image is defined }}<|assistant|>{{ messages[-1].content }}"
     row = conversation("Hi", "a", "b")
     row["prompt"] = [{"role": "user", "content": [{"type": "text", "text": "Hi", "image": None}]}]
     (pair,) = tokens_of(tokenizer, row)
