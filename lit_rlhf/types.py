@@ -70,8 +70,8 @@ class Forest(NamedTuple):
 
         Raises:
             ValueError: if a tree has no root or more than one, a parent does not precede its child, ``scored`` and
-                ``tokens`` differ in length, a scored token has nothing before it or does not lie in a leaf, or nothing
-                is given.
+                ``tokens`` differ in length, a scored token has nothing before it or does not lie in a leaf, a sequence
+                has no tokens, or nothing is given.
 
         Example:
             >>> prompt = Segment([5, 6], [False, False])
@@ -176,6 +176,8 @@ class _Row:
             ends.append((depth, last))
             self.lengths.append(len(segment.tokens))
             self.parents.append(first + segment.parent if number else -1)
+            if number not in inner and last < 0:
+                raise ValueError(f"the sequence that ends in segment {number} has no tokens")
             self.num_sequences += number not in inner
 
     @staticmethod

@@ -7,6 +7,7 @@ optimizers and sharding see the same parameters all the time.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,20 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+)
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from lit_rlhf.models.loading import local_or_hub
@@ -26,6 +37,8 @@ from lit_rlhf.models.options import LoraOptions
 
 POLICY = "policy"
 REFERENCE = "reference"
+BEGINNING = "beginning"
+"""How an adapter began that took its start out of the backbone: what "no change" means from then on."""
 
 MUTATING = ("pissa", "olora")
 """Initialisations that change the backbone's weights: "adapter off" is then no longer the model that was loaded."""
@@ -71,13 +84,16 @@ def load_adapter(model: PreTrainedModel, folder: str, dropout: float) -> PeftMod
     except (OSError, ValueError) as error:
         raise ValueError(f"backbone.adapter '{folder}' holds no PEFT adapter (adapter_config.json)") from error
     if not isinstance(config, LoraConfig):
-        raise ValueError(f"backbone.adapter '{folder}' is of type {config.peft_type}; only LORA is supported")
+        raise ValueError(
+            f"backbone.adapter '{folder}' is of type {PeftType(config.peft_type).value}; only LORA is supported"
+        )
     trained_on = config.base_model_name_or_path
     config.lora_dropout = dropout
     try:
         adapted = PeftModel.from_pretrained(
             model, local_or_hub(folder), adapter_name=POLICY, is_trainable=True, config=config, use_safetensors=True
         )
+        _refuse_other_layers(adapted, set(load_peft_weights(local_or_hub(folder))))
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         raise ValueError(
             f"backbone.adapter '{folder}' was trained on '{trained_on}' and does not fit '{model.name_or_path}': "
@@ -85,6 +101,14 @@ def load_adapter(model: PreTrainedModel, folder: str, dropout: float) -> PeftMod
         ) from error
     adapted.peft_config[POLICY].base_model_name_or_path = model.name_or_path
     return adapted
+
+
+def _refuse_other_layers(model: PeftModel, saved: set[str]) -> None:
+    """PEFT loads what fits and warns of the rest; an adapter of a deeper or shallower model is refused here."""
+    own = set(get_peft_model_state_dict(model, adapter_name=POLICY))
+    odd = sorted(name for name in own ^ saved if "lora_A" in name or "lora_B" in name)
+    if odd:
+        raise ValueError(f"it {'lacks' if odd[0] in own else 'has weights for a layer that is not there:'} {odd[0]}")
 
 
 def copy_adapter(model: PeftModel, source: str, target: str) -> None:
@@ -141,6 +165,17 @@ def active_adapter(model: PeftModel, name: str | None) -> Iterator[None]:
             layer._active_adapter, layer._disable_adapters = active, disabled
 
 
+def refuse_learned_prompt(model: PeftModel) -> None:
+    """Refuse PEFT methods that put tokens before the text: a forest has no place for them.
+
+    Raises:
+        ValueError: naming the method.
+    """
+    config = model.active_peft_config
+    if config.is_prompt_learning:
+        raise ValueError(f"the adapter is of type {PeftType(config.peft_type).value}, which adds tokens; use LoRA")
+
+
 def is_fresh(model: PeftModel, name: str) -> bool:
     """Whether the adapter still computes no change: every LoRA B is zero and nothing is trained whole beside it."""
     ours = [(path, parameter) for path, parameter in model.named_parameters() if name in path.split(".")]
@@ -154,19 +189,33 @@ def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
     an ordinary LoRA of twice the rank.
 
     Args:
-        model: holds the adapter, and its beginning under the name ``reference`` where it changed the backbone.
+        model: holds the adapter, and its beginning where that changed the backbone.
         name: of the adapter.
         folder: is made if need be; files of an earlier adapter are replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        config = model.peft_config[name]
-        if isinstance(config, LoraConfig) and config.init_lora_weights in MUTATING:
-            model.save_pretrained(scratch, selected_adapters=[REFERENCE])
-            beginning = str(Path(scratch) / REFERENCE)
-            model.save_pretrained(scratch, selected_adapters=[name], path_initial_model_for_weight_conversion=beginning)
-        else:
-            model.save_pretrained(scratch, selected_adapters=[name])
-        for file in (Path(scratch) if name == "default" else Path(scratch) / name).iterdir():
+        model.save_pretrained(scratch, selected_adapters=[name])
+        written = Path(scratch) if name == "default" else Path(scratch) / name
+        if BEGINNING in model.peft_config:
+            _subtract_beginning(model, written)
+        for file in written.iterdir():
             if file.is_file():
                 file.replace(folder / file.name)
+
+
+def _subtract_beginning(model: PeftModel, folder: Path) -> None:
+    """Rewrite a saved adapter B A as [B, -B0] [A; A0], the change since its beginning B0 A0."""
+    weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    beginning = get_peft_model_state_dict(model, adapter_name=BEGINNING)
+    for name, weight in weights.items():
+        if "lora_A" in name:
+            weights[name] = torch.cat([weight, beginning[name].cpu()], dim=0)
+        elif "lora_B" in name:
+            weights[name] = torch.cat([weight, -beginning[name].cpu()], dim=1)
+    save_file(weights, folder / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
+    config = LoraConfig.from_pretrained(str(folder))
+    config.init_lora_weights = True
+    config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2  # the scale stays what it was
+    config.r *= 2
+    config.save_pretrained(str(folder))

@@ -60,6 +60,7 @@ class ForestLayout:
     def __init__(self, forest: Forest) -> None:
         self.runs = _runs(forest)
         self.device = forest.tokens.device
+        self.windows: set[int | None] = set()  # that layers asked for
         self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor | None] = {}
         self._varlen: tuple[_Varlen, _Varlen | None] | None = None
 
@@ -206,6 +207,7 @@ def forest_attention(
             return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
         mask = _row_mask(query, key, attention_mask)
         return _attend(query, key, value, mask, dropout, scaling, softcap).transpose(1, 2).contiguous(), None
+    forest_layout.windows.add(sliding_window)
     if softcap is None and dropout == 0.0 and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _attend_varlen(query, key, value, forest_layout, scaling, sliding_window)[None], None
     outputs = []

@@ -24,11 +24,12 @@ from transformers import PreTrainedModel
 from lit_rlhf.models import adapters
 from lit_rlhf.models.attention import FOREST_ATTENTION, ForestLayout, register
 from lit_rlhf.models.head import head_parameters, logit_transform
+from lit_rlhf.models.layout import Layout, probe_forest, set_attention, unseen_limit
 from lit_rlhf.models.linear_logprobs import LogitTransform, TokenLogprobs, linear_logprobs
-from lit_rlhf.models.loading import OWN_ATTENTION, load_causal_lm
+from lit_rlhf.models.loading import OWN_ATTENTION, evaluating, load_causal_lm
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
 from lit_rlhf.models.padded import unfold
-from lit_rlhf.types import Forest, Segment
+from lit_rlhf.types import Forest
 
 __all__ = ["Backbone", "BackboneConfig", "LoraOptions", "Role", "build_backbone", "wrap_model"]
 
@@ -59,7 +60,7 @@ class Backbone(nn.Module):
         self.model = model
         self.reference_model = reference_model
         self.attention = attention
-        self.layout: Literal["forest", "padded"] | None = None
+        self.layout: Layout | None = None
         self.transform: LogitTransform | None = None
         self.policy_adapter = model.active_adapter if isinstance(model, PeftModel) else None
         self._role: Role = "policy"
@@ -94,7 +95,8 @@ class Backbone(nn.Module):
             return nullcontext()
         if name == "policy":
             return adapters.active_adapter(self.model, self.policy_adapter)
-        return adapters.active_adapter(self.model, adapters.REFERENCE if self.has_reference_adapter else None)
+        own = (other for other in (adapters.REFERENCE, adapters.BEGINNING) if other in self.model.peft_config)
+        return adapters.active_adapter(self.model, next(own, None))
 
     @property
     def has_reference_adapter(self) -> bool:
@@ -113,7 +115,9 @@ class Backbone(nn.Module):
                 f"token id {int(forest.tokens.max())} lies outside the embedding of {rows} rows: "
                 "the tokenizer does not fit the model"
             )
-        return self._forest_states(forest) if self.layout == "forest" else self._padded_states(forest)
+        if self.layout == "forest":
+            return self._forest_states(forest, ForestLayout(forest))
+        return self._padded_states(forest)
 
     def token_logprobs(
         self, forest: Forest, with_entropy: bool = False, with_log_sum_squares: bool = False
@@ -146,7 +150,7 @@ class Backbone(nn.Module):
     def _embedding_weight(self) -> Tensor:
         return cast(Tensor, self.base.get_input_embeddings().weight)
 
-    def _forest_states(self, forest: Forest) -> Tensor:
+    def _forest_states(self, forest: Forest, layout: ForestLayout) -> Tensor:
         # A mask of four dimensions is passed through as it is; the layout, not the mask, says who sees whom.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=forest.tokens.device)
         return self.base.get_decoder()(
@@ -154,7 +158,7 @@ class Backbone(nn.Module):
             position_ids=forest.positions[None],
             attention_mask=mask,
             use_cache=False,
-            forest_layout=ForestLayout(forest),
+            forest_layout=layout,
         ).last_hidden_state[0]
 
     def _padded_states(self, forest: Forest) -> Tensor:
@@ -172,50 +176,49 @@ class Backbone(nn.Module):
             ValueError: if ``attention: forest`` is asked of a model that cannot take one, or its logits cannot be
                 reproduced.
         """
-        if self.layout is not None:
-            return
-        probe = self._probe()
-        self.layout = "padded"
+        if self.layout is None:
+            with evaluating(self):
+                self.layout = self._choose_layout()
+            rank_zero_info(f"backbone: {self.base.config.model_type}, {self.layout} layout")
+
+    def _choose_layout(self) -> Layout:
+        probe = probe_forest(self.num_embeddings).to(self._embedding_weight.device)
         expected = self._padded_states(probe)
         rows = unfold(probe)
         weight, bias = head_parameters(self.base)
         logits = self.base(input_ids=rows.tokens, attention_mask=rows.mask, position_ids=rows.positions).logits
         raw = nn.functional.linear(expected, weight, bias)
         self.transform = logit_transform(self.base.config, raw, logits.flatten(0, 1)[rows.cells])
-        if self.attention in OWN_ATTENTION:
-            reason = self._refusal(probe, expected)
-            if reason is None:
-                self.layout = "forest"
-            elif self.attention == "forest":
-                raise ValueError(f"backbone.attention is 'forest', but {reason}")
-            else:
-                rank_zero_info(f"backbone: computing on padded rows, because {reason}")
-        rank_zero_info(f"backbone: {self.base.config.model_type}, {self.layout} layout")
+        if self.attention not in OWN_ATTENTION:
+            return "padded"
+        models, before = self._models(), self.base.config._attn_implementation
+        register()
+        set_attention(models, FOREST_ATTENTION)
+        reason = self._refusal(probe, expected)
+        if reason is None:
+            return "forest"
+        set_attention(models, before)
+        if self.attention == "forest":
+            raise ValueError(f"backbone.attention is 'forest', but {reason}")
+        rank_zero_info(f"backbone: computing on padded rows, because {reason}")
+        return "padded"
 
-    def _probe(self) -> Forest:
-        device = self._embedding_weight.device
-        ids = [3 + (7 * number) % max(1, self.num_embeddings - 4) for number in range(24)]
-        prompt, first, second, other = ids[:5], ids[5:11], ids[11:18], ids[18:]
-        trees = [
-            [
-                Segment(prompt, [False] * len(prompt)),
-                Segment(first, [True] * len(first), 0),
-                Segment(second, [True] * len(second), 0),
-            ],
-            [Segment(other, [False] + [True] * (len(other) - 1))],
-        ]
-        forest = Forest.pack(trees)
-        return forest.to(device)
+    def _models(self) -> list[PreTrainedModel]:
+        both = [model for model in (self.model, self.reference_model) if model is not None]
+        return [cast(PreTrainedModel, m.get_base_model()) if isinstance(m, PeftModel) else m for m in both]
 
     def _refusal(self, probe: Forest, expected: Tensor) -> str | None:
         """Why this model cannot take a forest; None if it can."""
         kind = self.base.config.model_type
         if self.base.config._attn_implementation != FOREST_ATTENTION:
             return f"a {kind} model does not take its attention from the registry of transformers"
+        layout = ForestLayout(probe)
         try:
-            states = self._forest_states(probe)
+            states = self._forest_states(probe, layout)
         except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
             return f"a {kind} model raised: {error}"
+        if limit := unseen_limit(self.base.config, layout.windows):
+            return f"a {kind} model limits attention to {limit} tokens by a mask of its own"
         tolerance = 1e-4 if expected.dtype == torch.float32 and not self._is_quantized else 5e-2
         difference = float((states - expected).float().norm() / expected.float().norm())
         if not difference <= tolerance:
@@ -263,23 +266,18 @@ class Backbone(nn.Module):
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if temperature:
             sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.random.fork_rng(enabled=seed is not None):
-                if seed is not None:
-                    torch.manual_seed(seed)
-                output = cast(Any, self.base).generate(
-                    input_ids=tokens,
-                    attention_mask=mask,
-                    max_new_tokens=max_new_tokens,
-                    pad_token_id=pad,
-                    eos_token_id=list(stop_tokens),
-                    use_cache=True,
-                    **sampling,
-                )
-        finally:
-            self.train(was_training)
+        with evaluating(self), torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            output = cast(Any, self.base).generate(
+                input_ids=tokens,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+                eos_token_id=list(stop_tokens),
+                use_cache=True,
+                **sampling,
+            )
         stops = set(stop_tokens)
         return [_until_stop(row, stops) for row in output[:, width:].tolist()]
 
@@ -359,8 +357,9 @@ def build_backbone(
         policy = adapters.new_adapter(model, config.lora)
     else:
         policy = adapters.load_adapter(model, config.adapter, config.lora.dropout)
-    mutated = config.adapter is None and config.lora.init in adapters.MUTATING
-    if mutated or reference == "moving" or (reference == "fixed" and config.adapter is not None):
+    if config.adapter is None and config.lora.init in adapters.MUTATING:
+        adapters.copy_adapter(policy, adapters.POLICY, adapters.BEGINNING)
+    if reference == "moving" or (reference == "fixed" and config.adapter is not None):
         adapters.copy_adapter(policy, adapters.POLICY, adapters.REFERENCE)
     return Backbone(policy, None, config.attention)
 
@@ -373,16 +372,13 @@ def wrap_model(model: PreTrainedModel | PeftModel, *, reference: ReferenceKind =
             whose active adapter is trained; what it computes at this moment is the reference.
         reference: as for :func:`build_backbone`.
     """
-    base = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
-    if base._can_set_attn_implementation():
-        register()
-        base.set_attn_implementation(FOREST_ATTENTION)
     if not isinstance(model, PeftModel):
         second = None
         if reference != "none":
             second = deepcopy(model).eval()
             second.requires_grad_(False)
         return Backbone(model, second)
+    adapters.refuse_learned_prompt(model)
     begun = not adapters.is_fresh(model, model.active_adapter)
     if reference == "moving" or (reference == "fixed" and begun):
         adapters.copy_adapter(model, model.active_adapter, adapters.REFERENCE)

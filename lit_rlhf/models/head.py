@@ -21,7 +21,7 @@ def head_parameters(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
     the place of the original, so that the log-probability primitive need know neither.
 
     Raises:
-        ValueError: if the head is no linear layer.
+        ValueError: if the head is no linear layer, or has a DoRA adapter.
     """
     return _linear_parameters(model.get_output_embeddings())
 
@@ -34,6 +34,8 @@ def _linear_parameters(head: nn.Module) -> tuple[Tensor, Tensor | None]:
         weight, bias = _linear_parameters(head.get_base_layer())
         if not head.disable_adapters:
             for name in head.active_adapters:
+                if name in head.lora_variant:
+                    raise ValueError("the output head has a DoRA adapter, which is no sum of weights; use plain LoRA")
                 weight = weight + cast(Any, head).get_delta_weight(name).to(weight.dtype)
         return weight, bias
     if isinstance(head, bitsandbytes.nn.Linear4bit):

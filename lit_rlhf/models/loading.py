@@ -10,9 +10,10 @@ from typing import Any, cast
 import bitsandbytes
 import torch
 from lightning.pytorch import LightningModule
+from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-from lit_rlhf.models.attention import FOREST_ATTENTION, register
 from lit_rlhf.models.options import BackboneConfig
 
 OWN_ATTENTION = ("auto", "forest")
@@ -37,19 +38,28 @@ def load_causal_lm(config: BackboneConfig, device: torch.device | None = None) -
         model_config = AutoConfig.from_pretrained(name, revision=config.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"backbone.name_or_path '{config.name_or_path}' cannot be loaded: {_first(error)}") from error
-    with _no_dropout(model_config):
-        model = _from_pretrained(name, model_config, config, device)
+    _switch_dropout_off(model_config)
+    model = _from_pretrained(name, model_config, config, device)
     for module in model.modules():
         # On CPUs with AVX512-bf16 the first forward in evaluation mode repacks the weight for good, and changes it.
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
-    if config.attention in OWN_ATTENTION and model._can_set_attn_implementation():
-        register()
-        model.set_attn_implementation(FOREST_ATTENTION)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.requires_grad_(False)
     return model.train()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Be in evaluation mode, that is without any dropout, inside the context; each part's own mode is back after it."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def root_device(module: LightningModule) -> torch.device | None:
@@ -106,7 +116,7 @@ def _from_pretrained(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ValueError(f"backbone '{config.name_or_path}' cannot be loaded: {_first(error)}") from error
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:4])
@@ -117,26 +127,12 @@ def _from_pretrained(
     return cast(PreTrainedModel, model)
 
 
-@contextmanager
-def _no_dropout(config: PretrainedConfig) -> Iterator[None]:
-    """Build the model without its own dropout, and leave the config as it was.
-
-    A policy that drops out differs from its reference before the first step.
-    """
-    configs = [config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))]
-    before = [
-        (part, name, value)
-        for part in configs
-        for name, value in part.to_dict().items()
-        if isinstance(value, float) and name.endswith(("dropout", "pdrop", "dropout_prob", "drop_rate"))
-    ]
-    for part, name, _ in before:
-        setattr(part, name, 0.0)
-    try:
-        yield
-    finally:
-        for part, name, value in before:
-            setattr(part, name, value)
+def _switch_dropout_off(config: PretrainedConfig) -> None:
+    """Set every dropout of a config to 0: a policy that drops out differs from its reference before the first step."""
+    for part in (config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))):
+        for name, value in part.to_dict().items():
+            if isinstance(value, float) and name.endswith(("dropout", "pdrop", "dropout_prob", "drop_rate")):
+                setattr(part, name, 0.0)
 
 
 def _saved_dtype(config: PretrainedConfig) -> str:

@@ -1,0 +1,181 @@
+"""Adapters: saved ones load on the plain base through PEFT alone; switching and copying leave no trace."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaForCausalLM
+
+from lit_rlhf.models import adapters
+from lit_rlhf.models.backbone import wrap_model
+
+KINDS = {
+    "default": {},
+    "gaussian": {"init": "gaussian"},
+    "orthogonal": {"init": "orthogonal"},
+    "pissa": {"init": "pissa"},
+    "olora": {"init": "olora"},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa_rslora_dora": {"init": "pissa", "use_rslora": True, "use_dora": True},
+    "head_saved": {"modules_to_save": ["lm_head"]},
+    "pissa_head_saved": {"init": "pissa", "modules_to_save": ["lm_head"]},
+    "head_lora": {"target_modules": ["q_proj", "lm_head"]},
+    "targets": {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
+}
+
+
+@pytest.fixture
+def loaded(stock, tiny_llama):
+    """Loads a saved adapter on the plain base, with nothing of this package."""
+    return lambda folder, base=None: PeftModel.from_pretrained(stock(base or tiny_llama()), str(folder)).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_loads_on_the_plain_base(build, stir, loaded, ragged, row_logprobs, tmp_path, kind):
+    backbone = stir(build(lora=KINDS[kind])).eval()
+    (tmp_path / "out").mkdir()
+    ours = backbone.token_logprobs(ragged).logprobs
+    for folder in ("out", "out"):  # saving again replaces the files, and changes nothing of the model
+        backbone.save(tmp_path / folder)
+    torch.testing.assert_close(row_logprobs(loaded(tmp_path / "out"), ragged), ours, rtol=1e-5, atol=2e-5)
+    assert torch.equal(backbone.token_logprobs(ragged).logprobs, ours)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == backbone.base.name_or_path
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+@pytest.mark.parametrize("reference", ["fixed", "moving"])
+def test_saving_leaves_the_reference_alone(build, stir, loaded, ragged, row_logprobs, tmp_path, kind, reference):
+    backbone = stir(build(lora={"init": kind}, reference=reference)).eval()
+    if reference == "moving":
+        backbone.move_reference(0.5)
+    trained = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
+    with backbone.role("reference"), torch.no_grad():
+        before = backbone.token_logprobs(ragged).logprobs
+    backbone.save(tmp_path)
+    with backbone.role("reference"), torch.no_grad():
+        assert torch.equal(backbone.token_logprobs(ragged).logprobs, before)
+    assert [name for name, parameter in backbone.named_parameters() if parameter.requires_grad] == trained
+    ours = backbone.token_logprobs(ragged).logprobs
+    torch.testing.assert_close(row_logprobs(loaded(tmp_path), ragged), ours, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"init_lora_weights": "pissa"}, {"use_dora": True}])
+def test_an_adapter_of_your_own_is_saved_as_it_is(tiny_llama, stir, loaded, ragged, row_logprobs, tmp_path, options):
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    mine = get_peft_model(LlamaForCausalLM.from_pretrained(tiny_llama()), config)
+    backbone = wrap_model(stir(mine)).eval()
+    backbone.save(tmp_path)
+    ours = backbone.token_logprobs(ragged).logprobs
+    torch.testing.assert_close(row_logprobs(loaded(tmp_path), ragged), ours, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["default", "dora", "pissa", "head_saved"])
+def test_going_on_from_a_saved_adapter(build, stir, ragged, tmp_path, kind):
+    first = stir(build(lora=KINDS[kind])).eval()
+    first.save(tmp_path / "adapter")
+    second = build(adapter=str(tmp_path / "adapter"), lora={"dropout": 0.5})
+    ours = first.token_logprobs(ragged).logprobs
+    second.eval()
+    torch.testing.assert_close(second.token_logprobs(ragged).logprobs, ours, rtol=1e-5, atol=2e-5)
+    with second.role("reference"):
+        torch.testing.assert_close(second.token_logprobs(ragged).logprobs, ours, rtol=1e-5, atol=2e-5)
+    second.train()
+    assert not torch.equal(second.token_logprobs(ragged).logprobs, second.token_logprobs(ragged).logprobs)  # dropout
+    with second.role("reference"):
+        torch.testing.assert_close(second.token_logprobs(ragged).logprobs, ours, rtol=1e-5, atol=2e-5)
+    stir(second)
+    with second.role("reference"):
+        torch.testing.assert_close(second.token_logprobs(ragged).logprobs, ours, rtol=1e-5, atol=2e-5)
+    trained = {name for name, parameter in second.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in second.named_parameters() if ".policy." in name}
+
+
+def test_copying_and_mixing(build, stir):
+    model = stir(build(lora=KINDS["head_saved"])).model
+    adapters.copy_adapter(model, "policy", "reference")
+    parameters = dict(model.named_parameters())
+    twins = [(name, name.replace(".policy.", ".reference.")) for name in parameters if ".policy." in name]
+    assert len(twins) == 2 * 2 * 7 + 1
+    for ours, theirs in twins:
+        assert torch.equal(parameters[ours], parameters[theirs])
+        assert parameters[ours].requires_grad
+        assert not parameters[theirs].requires_grad
+    before = {theirs: parameters[theirs].clone() for _, theirs in twins}
+    stir(model, seed=1)
+    adapters.mix_adapters(model, "policy", "reference", weight=0.25)
+    for ours, theirs in twins:
+        torch.testing.assert_close(parameters[theirs], 0.25 * parameters[ours] + 0.75 * before[theirs])
+    assert model.active_adapter == "policy"
+
+
+def test_a_copy_has_no_dropout(build):
+    model = build(lora={"dropout": 0.3}).model
+    adapters.copy_adapter(model, "policy", "reference")
+    kinds = {name: type(layer).__name__ for name, layer in model.named_modules() if ".lora_dropout." in name}
+    assert {kind for name, kind in kinds.items() if name.endswith("policy")} == {"Dropout"}
+    assert {kind for name, kind in kinds.items() if name.endswith("reference")} == {"Identity"}
+
+
+def test_which_adapter_is_active_comes_back_after_an_exception(build, ragged):
+    backbone = build(reference="moving")
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in tuners(backbone.model)]
+    with adapters.active_adapter(backbone.model, None):
+        with adapters.active_adapter(backbone.model, "reference"):
+            assert {tuple(layer.active_adapters) for layer in tuners(backbone.model)} == {("reference",)}
+            assert not any(layer.disable_adapters for layer in tuners(backbone.model))
+        assert all(layer.disable_adapters for layer in tuners(backbone.model))
+    with pytest.raises(ZeroDivisionError), adapters.active_adapter(backbone.model, "reference"):
+        _ = 1 / 0
+    assert [(layer._active_adapter, layer._disable_adapters) for layer in tuners(backbone.model)] == before
+
+
+def tuners(model):
+    return [layer for layer in model.modules() if isinstance(layer, adapters.BaseTunerLayer)]
+
+
+def test_fresh_or_not(build, stir, tiny_llama):
+    for lora, fresh in (({}, True), ({"init": "gaussian"}, True), ({"init": "pissa"}, False)):
+        assert adapters.is_fresh(build(lora=lora).model, "policy") == fresh
+    assert not adapters.is_fresh(build(lora={"modules_to_save": ["lm_head"]}).model, "policy")
+    assert not adapters.is_fresh(stir(build()).model, "policy")
+    assert not adapters.is_fresh(build(lora={"use_dora": True}).model, "policy")
+
+
+def test_options_that_do_not_fit_the_model(build):
+    with pytest.raises(ValueError, match=r"backbone\.lora does not fit.*no_such_layer"):
+        build(lora={"target_modules": ["no_such_layer"]})
+    with pytest.raises(ValueError, match=r"backbone\.lora does not fit"):
+        build(lora={"init": "pissa"}, dtype="float16", quantization="nf4")
+
+
+def test_adapters_that_cannot_be_used(build, tiny_llama, tmp_path):
+    with pytest.raises(ValueError, match=r"backbone.adapter .*missing. holds no PEFT adapter"):
+        build(adapter=str(tmp_path / "missing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no PEFT adapter"):
+        build(adapter=str(tmp_path / "empty"))
+    plain = LlamaForCausalLM.from_pretrained(tiny_llama())
+    get_peft_model(plain, IA3Config(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "ia3")
+    with pytest.raises(ValueError, match="is of type IA3; only LORA is supported"):
+        build(adapter=str(tmp_path / "ia3"))
+    build(folder=tiny_llama(hidden_size=32)).save(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"was trained on .* and does not fit .*size mismatch"):
+        build(adapter=str(tmp_path / "other"))
+    build(folder=tiny_llama(num_hidden_layers=3)).save(tmp_path / "deeper")
+    with pytest.raises(ValueError, match=r"was trained on .* and does not fit .* layer that is not there: .*layers\.2"):
+        build(adapter=str(tmp_path / "deeper"))
+    build(lora={"target_modules": ["q_proj"]}).save(tmp_path / "shallower")
+    with pytest.raises(ValueError, match=r"was trained on .* and does not fit .* it lacks .*layers\.2"):
+        build(folder=tiny_llama(num_hidden_layers=3), adapter=str(tmp_path / "shallower"))
+    build().save(tmp_path / "broken")
+    (tmp_path / "broken" / "adapter_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="does not fit"):
+        build(adapter=str(tmp_path / "broken"))

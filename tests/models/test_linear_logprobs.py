@@ -1,0 +1,131 @@
+"""Hidden states to log-probabilities against full logits: values, gradients, chunks, and what is kept in memory."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+from lit_rlhf.models import linear_logprobs as module
+from lit_rlhf.models.linear_logprobs import LogitTransform, linear_logprobs
+
+N, H, V = 7, 5, 11
+TRANSFORMS = (None, LogitTransform(0.3), LogitTransform(softcap=2.0), LogitTransform(1.7, 1.5, 0.6))
+
+
+def full(hidden, weight, targets, bias, transform):
+    """The same with all logits in memory; log-probabilities, entropies, logs of the sums of squares."""
+    transform = transform or LogitTransform()
+    logits = nn.functional.linear(hidden, weight, bias) * transform.scale
+    if transform.softcap:
+        logits = transform.softcap * torch.tanh(logits / transform.softcap)
+    logprobs = torch.log_softmax(logits / transform.temperature, dim=-1)
+    probs = logprobs.exp()
+    entropy, squares = -(probs * logprobs).sum(-1), probs.square().sum(-1).log()
+    return logprobs.gather(1, targets[:, None])[:, 0], entropy, squares
+
+
+def inputs(trained=(True, True, True), dtype=torch.float32):
+    torch.manual_seed(0)
+    shapes = zip(((N, H), (V, H), (V,)), trained, strict=True)
+    made = [torch.randn(shape, dtype=dtype).requires_grad_(needs) for shape, needs in shapes]
+    return *made, torch.randint(V, (N,))
+
+
+@pytest.fixture(params=[1, 3 * V, 10**6], ids=["rows_alone", "three_rows", "all_rows"])
+def _chunks(monkeypatch, request):
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", request.param)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("trained", [*product((True, False), repeat=3)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_values_and_gradients(transform, trained, with_bias):
+    hidden, weight, bias, targets = inputs(trained)
+    bias = bias if with_bias else None
+    expected, entropy, squares = full(hidden, weight, targets, bias, transform)
+    ours = linear_logprobs(
+        hidden, weight, targets, bias, transform=transform, with_entropy=True, with_log_sum_squares=True
+    )
+    torch.testing.assert_close(ours.logprobs, expected)
+    torch.testing.assert_close(ours.entropy, entropy)
+    torch.testing.assert_close(ours.log_sum_squares, squares)
+    assert not ours.entropy.requires_grad
+    leaves = [leaf for leaf in (hidden, weight, bias) if leaf is not None and leaf.requires_grad]
+    assert ours.logprobs.requires_grad == bool(leaves)
+    if leaves:
+        incoming = torch.linspace(-2, 1, N)
+        wanted = torch.autograd.grad(expected, leaves, incoming)
+        for got, want in zip(torch.autograd.grad(ours.logprobs, leaves, incoming), wanted, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", [(True, False, False), (True, True, True)])
+def test_nothing_of_rows_times_vocabulary_is_kept(trained):
+    hidden, weight, bias, targets = inputs(trained)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
+        linear_logprobs(hidden, weight, targets, bias, with_entropy=True, with_log_sum_squares=True)
+    assert kept
+    assert max(kept) <= V * H < N * V
+    without = linear_logprobs(hidden.detach(), weight.detach(), targets, bias.detach())
+    assert without.logprobs.grad_fn is None
+
+
+def test_no_chunk_exceeds_the_limit(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 3 * V)
+    seen = []
+    plain = module._linear
+    monkeypatch.setattr(module, "_linear", lambda *a: seen.append(plain(*a)) or seen[-1])
+    hidden, weight, bias, targets = inputs()
+    linear_logprobs(hidden, weight, targets, bias).logprobs.sum().backward()
+    assert [len(logits) for logits in seen] == [3, 3, 1] * 2
+
+
+def test_what_is_not_asked_for_is_empty():
+    ours = linear_logprobs(*inputs()[:2], inputs()[3])
+    assert (len(ours.entropy), len(ours.log_sum_squares)) == (0, 0)
+
+
+def test_no_rows():
+    hidden, weight, bias, _ = inputs()
+    ours = linear_logprobs(hidden[:0], weight, torch.zeros(0, dtype=torch.int64), bias, with_entropy=True)
+    assert ours.logprobs.shape == (0,)
+    ours.logprobs.sum().backward()
+    assert not hidden.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_float32_log_probabilities(dtype):
+    hidden, weight, bias, targets = inputs(dtype=dtype)
+    ours = linear_logprobs(hidden, weight, targets, bias).logprobs
+    expected = full(hidden.float(), weight.float(), targets, bias.float(), None)[0]
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, expected, rtol=2e-2, atol=2e-2)
+    for got, want in zip(
+        torch.autograd.grad(ours.sum(), (hidden, weight, bias)),
+        torch.autograd.grad(expected.sum(), (hidden, weight, bias)),
+        strict=True,
+    ):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, want, rtol=5e-2, atol=5e-2)
+
+
+def test_extreme_logits_stay_finite():
+    hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
+    ours = linear_logprobs(hidden, torch.tensor([[1.0], [-1.0]]), torch.tensor([1, 0]), with_entropy=True)
+    assert ours.logprobs.tolist() == [-2e4, -2e4]
+    assert ours.entropy.tolist() == [0.0, 0.0]
+    ours.logprobs.sum().backward()
+    assert hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("hidden", "weight", "targets"), [((2, 3), (4, 5), (2,)), ((2, 3), (4, 3), (3,)), ((1, 2, 3), (4, 3), (1,))]
+)
+def test_shapes_that_do_not_belong_together(hidden, weight, targets):
+    with pytest.raises(ValueError, match=r"do not fit \(N, H\), \(V, H\) and \(N,\)"):
+        linear_logprobs(torch.zeros(hidden), torch.zeros(weight), torch.zeros(targets, dtype=torch.int64))
