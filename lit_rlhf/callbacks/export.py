@@ -14,7 +14,7 @@ from lit_rlhf.callbacks.tokenizer import tokenizer_of
 _ADAPTER = """\
 # {title}
 
-A LoRA adapter for `{base}`, trained with [lit_rlhf](https://pypi.org/project/lit-rlhf/) as `config.yaml` says.
+A LoRA adapter for `{base}`, trained with `lit_rlhf` as `config.yaml` says.
 State: {state}.
 
 ```python
@@ -30,7 +30,7 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 _MODEL = """\
 # {title}
 
-A whole model, trained from `{base}` with [lit_rlhf](https://pypi.org/project/lit-rlhf/) as `config.yaml` says.
+A whole model, trained from `{base}` with `lit_rlhf` as `config.yaml` says.
 State: {state}.
 
 ```python

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,8 +97,7 @@ class SampleTable(Callback):
         table.add_column(f"before (step {first.step})", ratio=1)
         table.add_column(f"after (step {last.step})", ratio=1, style="green")
         for prompt, *answers in zip(self.prompts, first.responses, last.responses, strict=True):
-            text = str(tokenizer.decode(prompt, skip_special_tokens=True)).strip()
-            table.add_row(_shorten(text, keep_end=True), *(_shorten(answer) for answer in answers))
+            table.add_row(_shorten(readable(prompt, tokenizer), keep_end=True), *map(_shorten, answers))
         return table
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
@@ -123,7 +123,7 @@ class SampleTable(Callback):
         texts = [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
         self.samples.append(Samples(trainer.global_step, texts))
         if trainer.is_global_zero:
-            prompts = tokenizer.batch_decode(self.prompts, skip_special_tokens=True)
+            prompts = [readable(prompt, tokenizer) for prompt in self.prompts]
             self._write(Path(trainer.default_root_dir) / "samples.jsonl", prompts)
 
     def _write(self, file: Path, prompts: list[str]) -> None:
@@ -144,6 +144,14 @@ def prompts_of(forest: Forest) -> list[list[int]]:
         for segment, (start, end) in enumerate(bounds)
         if forest.parents[segment] < 0 and segment in inner and end > start
     ]
+
+
+def readable(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a prompt without special tokens, which leave the end of a line where they stood between texts."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    runs = groupby(tokens, key=special.__contains__)
+    texts = [str(tokenizer.decode(list(run))).strip() for is_special, run in runs if not is_special]
+    return "\n".join(filter(None, texts))
 
 
 def _shorten(text: str, length: int = 240, keep_end: bool = False) -> str:

@@ -13,6 +13,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+_HEADLINES = ("sampled_win_rate", "sampled_score", "rewards/accuracy", "rewards/margin", "loss")
+"""Metrics that come first on the last screen."""
+
 _NEXT = """\
 lit-rlhf generate {folder} --prompt "..."
 lit-rlhf export {folder} --out {folder}-merged --merge"""
@@ -71,22 +74,30 @@ class RunSummary(Callback):
         seconds = int(time.monotonic() - self._started)
         parts: list[Any] = []
         if self.last:
-            table = Table(box=None, pad_edge=False)
-            for column in ("held-out", "before", "after"):
-                table.add_column(column, justify="left" if column == "held-out" else "right", header_style="bold")
-            for name, after in self.last.items():
-                before = self.first.get(name)
-                table.add_row(name.removeprefix("val/"), "" if before is None else f"{before:.4g}", f"{after:.4g}")
-            parts += [table, ""]
+            parts += [self._table(), ""]
         parts += [
             Text.assemble(("what was trained  ", "bold"), str(folder)),
             Text.assemble(("curves            ", "bold"), str(folder / "plots" / "all.png")),
+            Text.assemble(("answers           ", "bold"), str(folder / "samples.jsonl")),
             "",
             Text("next", style="bold"),
             Text(_NEXT.format(folder=folder), style="cyan"),
         ]
         title = f"done: {num_steps} steps in {seconds // 60}:{seconds % 60:02d}"
         return Panel(Group(*parts), title=title, title_align="left", box=box.ROUNDED, padding=(1, 2))
+
+    def _table(self) -> Table:
+        """First and last value of every held-out metric that has changed, the headlines on top."""
+        table = Table(box=None, pad_edge=False)
+        for column in ("held-out", "before", "after"):
+            table.add_column(column, justify="left" if column == "held-out" else "right", header_style="bold")
+        last = {name.removeprefix("val/"): value for name, value in self.last.items()}
+        for name in (*(name for name in _HEADLINES if name in last), *sorted(last.keys() - {*_HEADLINES})):
+            before, after = self.first.get(f"val/{name}"), last[name]
+            if before != after:
+                style = "bold" if name in _HEADLINES else "dim"
+                table.add_row(name, "-" if before is None else f"{before:.4g}", f"{after:.4g}", style=style)
+        return table
 
 
 def _count(number: int) -> str:

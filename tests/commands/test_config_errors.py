@@ -9,7 +9,9 @@ from lit_rlhf.commands.config_errors import explain
 
 OVERLAYS = {
     "model: {init_args: {betta: 0.3}}": "model.init_args.betta: unknown key; did you mean 'beta'?",
-    "model: {init_args: {backbone: {lora: {rr: 3}}}}": "model.init_args.backbone.lora.rr: unknown key; did you mean 'r'?",
+    "model: {init_args: {backbone: {lora: {rr: 3}}}}": (
+        "model.init_args.backbone.lora.rr: unknown key; did you mean 'r'?"
+    ),
     "model: {init_args: {optimizer: {init_args: {lrr: 1}}}}": (
         "model.init_args.optimizer.init_args.lrr: unknown key; did you mean 'lr'?"
     ),

@@ -26,7 +26,7 @@ def test_a_whole_model_is_its_own_base(tiny_llama):
 def test_a_missing_folder_or_an_empty_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nope: there is no such folder"):
         backbone_config(tmp_path / "nope", None, "auto")
-    with pytest.raises(ValueError, match="holds neither adapter_config.json nor config.json: no run has finished"):
+    with pytest.raises(ValueError, match=r"holds neither adapter_config\.json nor config\.json: no run has finished"):
         backbone_config(tmp_path, None, "auto")
     with pytest.raises(ValueError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
@@ -35,7 +35,7 @@ def test_a_missing_folder_or_an_empty_one_is_refused(tmp_path):
 def test_a_base_that_has_moved_is_asked_for(finished_run, tmp_path):
     gone = {"base_model_name_or_path": str(tmp_path / "gone")}
     (tmp_path / "adapter_config.json").write_text(json.dumps(gone))
-    with pytest.raises(ValueError, match="its base model '.*gone' is not there; say where it is with --base"):
+    with pytest.raises(ValueError, match=r"its base model '.*gone' is not there; say where it is with --base"):
         backbone_config(tmp_path, None, "auto")
 
 

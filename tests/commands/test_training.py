@@ -37,7 +37,7 @@ def held_out(folder):
     return [row["val/loss"] for row in read_metrics(folder) if "val/loss" in row]
 
 
-class Caught(Exception):
+class CaughtError(Exception):
     """Ends a run whose settings are all that a test wants to see."""
 
 
@@ -48,7 +48,7 @@ def caught(monkeypatch):
 
     def fit(self, **kwargs):
         kept.append(self)
-        raise Caught
+        raise CaughtError
 
     monkeypatch.setattr(training.TrainingCLI, "fit", fit)
     return kept
@@ -114,23 +114,23 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(finished_run, fit, t
 
 def test_the_configuration_wins_over_the_checkpoint(caught, fit, finished_run, tmp_path):
     checkpoint = finished_run / "checkpoints" / "last.ckpt"
-    with pytest.raises(Caught):
+    with pytest.raises(CaughtError):
         fit(tmp_path / "x", f"--ckpt_path={checkpoint}", "--model.beta=0.7")
     assert caught[0].model.beta == 0.7
 
 
 def test_the_tokenizer_follows_the_backbone_unless_set(caught, fit, tiny_llama, tmp_path):
-    with pytest.raises(Caught):
+    with pytest.raises(CaughtError):
         fit(tmp_path / "x")
     assert caught[0].datamodule._tokenizer == str(tiny_llama())
     other = str(tiny_llama(seed=3))
-    with pytest.raises(Caught):
+    with pytest.raises(CaughtError):
         fit(tmp_path / "x", f"--data.tokenizer={other}")
     assert caught[1].datamodule._tokenizer == other
 
 
 def test_embedded_names_are_resolved_for_the_run_and_kept_in_its_configuration(caught, fit, tmp_path):
-    with pytest.raises(Caught):
+    with pytest.raises(CaughtError):
         fit(tmp_path / "x", "--data.validation=embedded:dpo_validation.jsonl")
     assert caught[0].datamodule.splits["validation"].endswith("/embedded/assets/dpo_validation.jsonl")
     assert caught[0].config.fit.data.init_args.validation == "embedded:dpo_validation.jsonl"
@@ -143,7 +143,7 @@ def test_an_embedded_name_that_does_not_exist_is_refused(fit, tmp_path, capsys):
 
 
 def test_what_the_user_gives_replaces_ours_of_its_kind(caught, fit, tmp_path):
-    with pytest.raises(Caught):
+    with pytest.raises(CaughtError):
         fit(
             tmp_path / "x",
             "--trainer.callbacks+=ModelCheckpoint",

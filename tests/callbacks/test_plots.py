@@ -1,0 +1,45 @@
+"""Curves of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_rlhf.callbacks.metrics_file import MetricsFile
+from lit_rlhf.callbacks.plots import Plots, curves, draw
+
+PNG = b"\x89PNG"
+
+
+def test_panels_put_together_what_belongs_together():
+    rows = [{"step": step, "epoch": 0, "train/loss": 1, "val/loss": 2, "train/rewards/chosen": 3} for step in (1, 2)]
+    rows[0]["train/rewards/rejected"] = 4
+    assert curves(rows) == {
+        "loss": {"train": [(1, 1), (2, 1)], "val": [(1, 2), (2, 2)]},
+        "rewards": {"train chosen": [(1, 3), (2, 3)], "train rejected": [(1, 4)]},
+    }
+
+
+def test_a_single_point_is_no_curve(tmp_path):
+    MetricsFile(tmp_path).log_metrics({"train/loss": 1}, 1)
+    assert draw(tmp_path) == []
+    assert not (tmp_path / "plots").exists()
+
+
+def test_pictures(tmp_path):
+    log = MetricsFile(tmp_path)
+    for step in range(4):
+        log.log_metrics({"train/loss": 1 / (step + 1), "val/rewards/accuracy": step / 4}, step)
+    pictures = draw(tmp_path)
+    assert [path.name for path in pictures] == ["loss.png", "rewards_accuracy.png", "all.png"]
+    assert all(path.read_bytes().startswith(PNG) for path in pictures)
+
+
+@pytest.mark.parametrize("fails_at", [-1, 2])
+def test_drawn_at_the_end_also_of_an_interrupted_run(fails_at, train, policy, tmp_path):
+    ours = policy(fails_at, KeyError("x"))
+    if fails_at < 0:
+        train(ours, Plots(), logger=MetricsFile(tmp_path))
+    else:
+        with pytest.raises(KeyError):
+            train(ours, Plots(), logger=MetricsFile(tmp_path))
+    assert (tmp_path / "plots" / "loss.png").is_file()

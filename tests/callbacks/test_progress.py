@@ -1,0 +1,100 @@
+"""What is shown of how far a run is."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from lit_rlhf.callbacks import progress
+from lit_rlhf.callbacks.progress import Meter, Progress, Trend
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is moved: ``clock[0] = seconds``."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_terminal_gets_one_live_line_and_anything_else_a_line_now_and_then(clock):
+    out = io.StringIO()
+    meter = Meter("training", 10, 0, seconds_between_lines=5, console=Console(file=out, width=100))
+    for done in range(1, 11):
+        clock[0] += 2
+        meter.move(done, {"train/loss": 1.0})
+    meter.close()
+    assert [line.split("  ")[0] for line in out.getvalue().splitlines()] == [
+        "training 3/10",
+        "training 6/10",
+        "training 9/10",
+        "training 10/10",
+    ]
+    terminal = io.StringIO()
+    meter = Meter("training", 10, 0, 5, Console(file=terminal, force_terminal=True, width=100))
+    meter.move(10, {})
+    meter.close()
+    assert "training 10/10" in terminal.getvalue()
+
+
+def test_time_left_counts_from_where_a_resumed_run_began(clock):
+    meter = Meter("training", 100, 40, 1e9, Console(file=io.StringIO()))
+    clock[0] = 60.0
+    meter.move(60, {})
+    assert meter.text() == "training 60/100  1:00 < 2:00"
+
+
+def test_an_unknown_total_shows_no_time_left(clock):
+    meter = Meter("training", None, 0, 1e9, Console(file=io.StringIO()))
+    clock[0] = 3725.0
+    meter.move(7, {})
+    assert meter.text() == "training 7  1:02:05"
+
+
+@pytest.mark.parametrize(
+    ("values", "arrow"),
+    [
+        ([1.0, 0.9, 0.7, 0.5], "\N{SOUTH EAST ARROW}"),
+        ([1.0, 2.0], "\N{NORTH EAST ARROW}"),
+        ([1.0, 1.0], "\N{RIGHTWARDS ARROW}"),
+    ],
+)
+def test_trend(values, arrow):
+    trend = Trend()
+    for value in values:
+        trend.add(value)
+    assert str(trend).endswith(arrow)
+
+
+def test_under_a_trainer(train, policy, capsys):
+    train(policy(), Progress(seconds_between_lines=0), enable_progress_bar=True, num_sanity_val_steps=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("validation before training 1/1")
+    training = [line for line in lines if line.startswith("training")]
+    assert re.match(r"training 1/3  0:00.*  loss [\d.]+ \N{RIGHTWARDS ARROW}$", training[0])
+    assert training[-1].startswith("training 3/3")
+
+
+@pytest.mark.parametrize(
+    ("options", "total"), [({"max_steps": 2, "max_epochs": -1}, 2), ({"accumulate_grad_batches": 2}, 2)]
+)
+def test_steps_in_all(options, total, train, policy, capsys):
+    train(policy(), Progress(0), enable_progress_bar=True, **options)
+    assert f"training 1/{total}" in capsys.readouterr().out
+
+
+def test_a_disabled_bar_says_nothing(train, policy, capsys):
+    bar = Progress(0)
+    bar.disable()
+    train(policy(), bar, enable_progress_bar=True)
+    assert "training" not in capsys.readouterr().out
+
+
+def test_the_line_ends_before_an_error(train, policy):
+    bar = Progress(1e9)
+    with pytest.raises(KeyError):
+        train(policy(1, KeyError("x")), bar, enable_progress_bar=True)
+    assert bar._meter is None

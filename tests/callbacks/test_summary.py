@@ -1,0 +1,35 @@
+"""The last screen."""
+
+from __future__ import annotations
+
+import re
+
+from lit_rlhf.callbacks.summary import RunSummary
+
+
+def test_it_says_what_is_trained_what_was_learnt_where_it_lies_and_what_to_type(train, policy, tmp_path, capsys):
+    summary = RunSummary()
+    train(policy(), summary, num_sanity_val_steps=-1, max_epochs=2)
+    out = capsys.readouterr().out
+    assert re.search(r"Policy on \S+: [\d.]+k of [\d.]+k parameters are trained", out)
+    before, after = summary.first["val/loss"], summary.last["val/loss"]
+    assert after < before
+    assert re.search(rf"loss +{before:.4g} +{after:.4g}", out)
+    assert "done: 6 steps" in out
+    assert "lit-rlhf generate" in out
+
+
+def test_without_validation_it_says_the_rest(train, policy, capsys):
+    train(policy(), RunSummary(), limit_val_batches=0)
+    out = capsys.readouterr().out
+    assert "done: 3 steps" in out
+    assert "held-out" not in out
+
+
+def test_a_resumed_run_compares_with_the_beginning_of_the_first(train, policy, tmp_path):
+    first = RunSummary()
+    trainer = train(policy(), first, num_sanity_val_steps=-1)
+    trainer.save_checkpoint(tmp_path / "cut.ckpt")
+    second = RunSummary()
+    train(policy(), second, num_sanity_val_steps=-1, max_epochs=2, ckpt_path=tmp_path / "cut.ckpt")
+    assert second.first == first.first
