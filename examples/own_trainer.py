@@ -2,7 +2,7 @@
 
     python examples/own_trainer.py --steps 40 --out runs/own_trainer
 
-The rows come from a plain torch Dataset, one pair at a time; ``collate`` turns sixteen of them into the documented batch.
+The rows come from a plain torch Dataset, one pair at a time; ``Collate`` makes the documented batch of sixteen.
 The model is a PEFT model made here, so its adapter keeps the name and the settings that it was given. Everything else
 is Lightning as you know it: CSVLogger, ModelCheckpoint, LearningRateMonitor, EarlyStopping, a callback of your own.
 """
