@@ -18,6 +18,7 @@ import gzip
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -108,8 +109,8 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
-def make_model(arch: str, dtype: str, device: str, rows: list[dict[str, str]], folder: Path) -> None:
-    """A Llama with random weights and its tokenizer."""
+def make_model(arch: str, dtype: str, device: str, folder: Path) -> None:
+    """A Llama with random weights."""
     hidden, layers, heads, mlp, vocabulary = ARCHITECTURES[arch]
     config = LlamaConfig(
         hidden_size=hidden,
@@ -129,16 +130,19 @@ def make_model(arch: str, dtype: str, device: str, rows: list[dict[str, str]], f
     with torch.device(device):
         LlamaForCausalLM(config).save_pretrained(folder)
     torch.set_default_dtype(torch.float32)
-    train_tokenizer([text for row in rows for text in row.values()]).save_pretrained(folder)
 
 
 def prepare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Make model, tokenizer and rows; what both sides are told."""
     rows = list(read_rows(options.data))
-    make_model(options.arch, options.dtype, options.device, rows, work / "model")
+    tokenizer = train_tokenizer([text for row in rows for text in row.values()])
+    make_model(options.arch, options.dtype, options.device, work / "model")
+    tokenizer.save_pretrained(work / "model")
+    rows = [row for row in rows if len(tokenizer(row["prompt"]).input_ids) < options.max_length]  # else TRL drops it
     needed = options.batch_size * (options.steps + options.warmup)
     if len(rows) < needed:
         raise ValueError(f"{options.data} holds {len(rows)} usable rows, {needed} are needed")
+    shutil.rmtree(work / "reference_logprobs", ignore_errors=True)  # of an earlier run with other rows
     (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:needed]))
     return {
         "model": str(work / "model"),
@@ -183,18 +187,22 @@ def useful_flops(arch: str, tokens: dict[str, int], live_reference: bool) -> flo
 
 def summarise(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Medians of every setting, and how they compare with TRL."""
-    tokens = next(run["tokens"] for measured in runs.values() for run in measured if "tokens" in run)
+    counts = [run["tokens"] for measured in runs.values() for run in measured]
+    if len({count["real"] for count in counts}) > 1:
+        raise ValueError(f"both sides must be measured on the same tokens, and were not: {counts}")
+    tokens = max(counts, key=len)  # our side counts more than one kind
     rows: dict[str, dict[str, Any]] = {}
     for name, measured in runs.items():
         seconds = statistics.median(run["seconds"] for run in measured)
-        flops = useful_flops(options.arch, tokens, not SETTINGS[name]["cached_reference"])
         rows[name] = {
             "setting": name,
             "tokens_per_second": tokens["real"] / seconds,
             "seconds_per_step": seconds / measured[0]["steps"],
             "peak_mib": statistics.median(run["peak_mib"] for run in measured),
-            "mfu": flops / seconds / (options.peak_tflops * 1e12) if options.device == "cuda" else None,
         }
+        if options.device == "cuda":
+            flops = useful_flops(options.arch, tokens, not SETTINGS[name]["cached_reference"])
+            rows[name]["mfu"] = flops / seconds / (options.peak_tflops * 1e12)
     for row in rows.values():
         row["times_default"] = (
             row["tokens_per_second"] / rows[DEFAULT]["tokens_per_second"] if DEFAULT in rows else None

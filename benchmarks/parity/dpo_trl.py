@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trl
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("plan", type=Path)
     path = parser.parse_args().plan
     plan = json.loads(path.read_text())
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"version": trl.__version__}
     for name, settings in plan["settings"].items():
         trainer = run(plan, settings)
         results[name] = trainer.losses

@@ -27,7 +27,6 @@ class Watch(Callback):
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
         self.counts: list[dict[str, int]] = []
-        self.losses: list[float] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The model is loaded."""
@@ -38,7 +37,6 @@ class Watch(Callback):
     ) -> None:
         """A step has ended."""
         self.meter.step()
-        self.losses.append(float(outputs["loss"]))
         self.counts.append(_count(batch))
 
 
@@ -92,7 +90,7 @@ def train(plan: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
     trainer.fit(module, datamodule=data)
     versions = {package.__name__: package.__version__ for package in (lit_rlhf, lightning, transformers, peft, torch)}
     counts = {name: sum(step[name] for step in watch.counts[plan["warmup"] :]) for name in watch.counts[0]}
-    return {**watch.meter.result(), "losses": watch.losses, "tokens": counts, "versions": versions}
+    return {**watch.meter.result(), "tokens": counts, "versions": versions}
 
 
 def main() -> None:

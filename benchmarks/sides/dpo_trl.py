@@ -51,6 +51,14 @@ def load(plan: dict[str, Any]) -> torch.nn.Module:
     )
 
 
+def count_real_tokens(plan: dict[str, Any], trainer: DPOTrainer) -> int:
+    """Tokens of the measured steps, the prompt counted once per response, padding never."""
+    first, last = (steps * plan["batch_size"] for steps in (plan["warmup"], plan["steps"]))
+    rows = trainer.train_dataset.select(range(first, last))
+    ends = [len(row["prompt_ids"]) + len(row[key]) for row in rows for key in ("chosen_ids", "rejected_ids")]
+    return sum(min(end, plan["max_length"]) for end in ends)
+
+
 def train(plan: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
     """Train the steps of the plan."""
     meter = Meter(plan["device"], plan["warmup"])
@@ -78,9 +86,8 @@ def train(plan: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
         callbacks=[Watch(meter)],
     )
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     versions = {package.__name__: package.__version__ for package in (trl, transformers, peft, torch)}
-    return {**meter.result(), "losses": losses, "versions": versions}
+    return {**meter.result(), "tokens": {"real": count_real_tokens(plan, trainer)}, "versions": versions}
 
 
 def main() -> None:
