@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PLAIN = ("epoch", "step")
+_FIRST = ("loss", "rewards/accuracy", "rewards/margin", "sampled_score", "sampled_win_rate", "rewards", "kl")
+"""Panels that come before the others."""
+
 _COLOURS = {"train": "#9db4c9", "val": "#c8553d", "chosen": "#2a7f62", "rejected": "#c8553d"}
 
 
@@ -51,7 +54,7 @@ def draw(folder: Path) -> list[Path]:
         _panel(figure.subplots(), name, lines)
         pictures.append(folder / "plots" / f"{name.replace('/', '_')}.png")
         figure.savefig(pictures[-1], dpi=120)
-    columns = min(3, len(panels))
+    columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns, 2.9 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -67,7 +70,7 @@ def draw(folder: Path) -> list[Path]:
 def curves(rows: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """Points (step, value) by panel and line: ``train/x`` and ``val/x`` share panel ``x``.
 
-    ``rewards/chosen`` and ``rewards/rejected`` share one, too.
+    ``rewards/chosen`` and ``rewards/rejected`` share one, too. Panels in which nothing changes are left out.
     """
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
@@ -78,7 +81,12 @@ def curves(rows: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[float
             panel, _, side = name.rpartition("/")
             panel, line = (panel, f"{split} {side}") if side in ("chosen", "rejected") else (name or metric, split)
             panels.setdefault(panel, {}).setdefault(line, []).append((row["step"], value))
-    return {panel: lines for panel, lines in sorted(panels.items()) if any(len(line) > 1 for line in lines.values())}
+    names = (*(name for name in _FIRST if name in panels), *sorted(panels.keys() - {*_FIRST}))
+    return {name: panels[name] for name in names if any(_moves(line) for line in panels[name].values())}
+
+
+def _moves(line: list[tuple[float, float]]) -> bool:
+    return len({value for _, value in line}) > 1
 
 
 def _panel(axis: Axes, name: str, lines: dict[str, list[tuple[float, float]]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.callbacks.prompts import encode, read_prompts
 from lit_rlhf.callbacks.tokenizer import stop_tokens, tokenizer_of
 from lit_rlhf.embedded import resolve
-
-Prompt = str | list[dict[str, str]]
 
 
 class SampledScore(Callback):
@@ -67,7 +65,7 @@ class SampledScore(Callback):
         tokenizer = tokenizer_of(trainer, self.tokenizer)
         prompts = read_prompts(Path(resolve(self.prompts)))[: self.num_prompts]
         answers = pl_module.model.generate(
-            [_encode(prompt, tokenizer) for prompt in prompts],
+            [encode(prompt, tokenizer, is_raw=True) for prompt in prompts],
             self.max_new_tokens,
             stop_tokens=stop_tokens(tokenizer, pl_module.model),
             seed=0,
@@ -85,27 +83,3 @@ def win_rate(scores: Sequence[float], others: Sequence[float]) -> float:
     """
     wins = [(score > other) + (score == other) / 2 for score, other in zip(scores, others, strict=True)]
     return sum(wins) / len(wins)
-
-
-def read_prompts(file: Path) -> list[Prompt]:
-    """The prompts of a file of JSON lines.
-
-    Raises:
-        ValueError: if a line is no JSON object with a "prompt", or there are none.
-    """
-    prompts = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            prompts.append(json.loads(line)["prompt"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f'{file}:{number}: each line must be a JSON object with a "prompt"') from None
-    if not prompts:
-        raise ValueError(f"{file} holds no prompts")
-    return prompts
-
-
-def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.callbacks.prompts import readable
 from lit_rlhf.callbacks.tokenizer import stop_tokens, tokenizer_of
 from lit_rlhf.types import Forest, PreferenceBatch
 
@@ -144,14 +144,6 @@ def prompts_of(forest: Forest) -> list[list[int]]:
         for segment, (start, end) in enumerate(bounds)
         if forest.parents[segment] < 0 and segment in inner and end > start
     ]
-
-
-def readable(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of a prompt without special tokens, which leave the end of a line where they stood between texts."""
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    runs = groupby(tokens, key=special.__contains__)
-    texts = [str(tokenizer.decode(list(run))).strip() for is_special, run in runs if not is_special]
-    return "\n".join(filter(None, texts))
 
 
 def _shorten(text: str, length: int = 240, keep_end: bool = False) -> str:

@@ -10,8 +10,9 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
+from lit_rlhf.callbacks.prompts import Prompt, encode, read_prompts
 from lit_rlhf.commands import finished_run
 from lit_rlhf.commands.quiet import quieten
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lit_rlhf.models.backbone import Backbone
-
-Prompt = str | list[dict[str, Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,41 +98,6 @@ def answer(
                 out.write(json.dumps({"prompt": prompt, "response": text}, ensure_ascii=False) + "\n")
             else:
                 print(text if len(prompts) == 1 else f"> {_last_words(prompt)}\n{text}\n")  # noqa: T201
-
-
-def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, is_raw: bool = False) -> list[int]:
-    """Token ids of a prompt, through the chat template where it is a conversation.
-
-    Raises:
-        ValueError: if messages are given and the tokenizer has no chat template.
-    """
-    if isinstance(prompt, str) and (is_raw or tokenizer.chat_template is None):
-        return tokenizer(prompt)["input_ids"]
-    if tokenizer.chat_template is None:
-        raise ValueError("the prompt is a list of messages, and the tokenizer of the run has no chat template")
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def read_prompts(file: Path) -> list[Prompt]:
-    """Prompts of a file of JSON lines.
-
-    Raises:
-        ValueError: for a line that is no JSON object with a "prompt", with its address.
-    """
-    prompts: list[Prompt] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{number}: broken JSON: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str | list):
-            raise ValueError(f'{file}:{number}: needs an object with a "prompt" that is a text or a list of messages')
-        prompts.append(row["prompt"])
-    return prompts
 
 
 def _last_words(prompt: Prompt) -> str:

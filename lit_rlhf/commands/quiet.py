@@ -19,6 +19,7 @@ _CHATTER = (
 _NEEDLESS = (
     "does not have many workers",
     "Checkpoint directory .* exists and is not empty",
+    "It is recommended to use `self.log.*sync_dist=True",
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
 )
 """What their warnings say that this package means to do."""

@@ -13,6 +13,7 @@ Where it departs from Lightning's:
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
@@ -200,7 +201,7 @@ def _last_checkpoint(trainer: Trainer) -> str:
     """The newest checkpoint of this run; empty if there is none."""
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     paths = [path for callback in kept for path in (callback.last_model_path, callback.best_model_path) if path]
-    return paths[0] if paths else ""
+    return os.path.relpath(paths[0]) if paths else ""
 
 
 def _missing(ours: list[Callback], given: list[Callback]) -> list[Callback]:

@@ -11,16 +11,21 @@ PNG = b"\x89PNG"
 
 
 def test_panels_put_together_what_belongs_together():
-    rows = [{"step": step, "epoch": 0, "train/loss": 1, "val/loss": 2, "train/rewards/chosen": 3} for step in (1, 2)]
+    rows = [
+        {"step": step, "epoch": 0, "train/loss": step, "val/loss": 2, "train/rewards/chosen": step} for step in (1, 2)
+    ]
     rows[0]["train/rewards/rejected"] = 4
     assert curves(rows) == {
-        "loss": {"train": [(1, 1), (2, 1)], "val": [(1, 2), (2, 2)]},
-        "rewards": {"train chosen": [(1, 3), (2, 3)], "train rejected": [(1, 4)]},
+        "loss": {"train": [(1, 1), (2, 2)], "val": [(1, 2), (2, 2)]},
+        "rewards": {"train chosen": [(1, 1), (2, 2)], "train rejected": [(1, 4)]},
     }
 
 
-def test_a_single_point_is_no_curve(tmp_path):
-    MetricsFile(tmp_path).log_metrics({"train/loss": 1}, 1)
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_a_single_point_or_a_level_line_is_no_curve(num_steps, tmp_path):
+    log = MetricsFile(tmp_path)
+    for step in range(num_steps):
+        log.log_metrics({"train/loss": 1}, step)
     assert draw(tmp_path) == []
     assert not (tmp_path / "plots").exists()
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.callbacks.sampled_score import SampledScore, read_prompts, win_rate
+from lit_rlhf.callbacks.sampled_score import SampledScore, win_rate
 
 
 class Scripted:
@@ -73,19 +73,3 @@ def test_nothing_is_sampled_outside_of_fit(prompts: str, tiny_tokenizer: PreTrai
 def test_win_rate_refuses_lists_of_unequal_length():
     with pytest.raises(ValueError, match="shorter"):
         win_rate([1.0, 2.0], [1.0])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"prompt": "a"}\n{"question": "b"}\n', r"p\.jsonl:2: each line must be a JSON object"),
-        ("[]\n", r"p\.jsonl:1: each line"),
-        ("{\n", r"p\.jsonl:1: each line"),
-        ("", "holds no prompts"),
-    ],
-)
-def test_bad_files_are_refused(tmp_path: Path, text: str, message: str):
-    file = tmp_path / "p.jsonl"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_prompts(file)

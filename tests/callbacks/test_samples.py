@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from lit_rlhf.callbacks.samples import SampleTable, prompts_of, readable
+from lit_rlhf.callbacks.samples import SampleTable, prompts_of
 from lit_rlhf.types import Forest, Segment
 
 
@@ -19,12 +19,6 @@ def test_prompts_are_the_roots_that_have_children():
     empty = Segment([], [])
     trees = [[shared, Segment([1], [True], 0), Segment([2], [True], 0)], [alone], [empty, Segment([3], [False], 0)]]
     assert prompts_of(Forest.pack(trees)) == [[5, 6]]
-
-
-def test_a_prompt_is_shown_a_turn_a_line(tiny_tokenizer):
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
-    text = tiny_tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert readable(tiny_tokenizer(text, add_special_tokens=False)["input_ids"], tiny_tokenizer) == "Hi\nYes?"
 
 
 def test_before_and_after(train, policy, tiny_tokenizer, tmp_path, capsys):

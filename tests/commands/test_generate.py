@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from lit_rlhf.callbacks.prompts import encode
 from lit_rlhf.cli import main
-from lit_rlhf.commands.generate import encode, read_prompts
 
 PROMPT = "What is the capital of France?"
 
@@ -49,23 +49,6 @@ def test_a_file_of_prompts(finished_run, tmp_path, capsys):
     generate(finished_run, "--prompts", str(file), "--max_new_tokens", "2", "--batch_size", "2")
     out = capsys.readouterr().out
     assert [line[2:] for line in out.splitlines() if line.startswith("> ")] == [PROMPT, "Hi", "third"]
-
-
-def test_a_text_is_a_users_message_where_there_is_a_template(tiny_tokenizer):
-    asked = encode("Hi", tiny_tokenizer)
-    assert asked == encode([{"role": "user", "content": "Hi"}], tiny_tokenizer)
-    assert tiny_tokenizer.decode(asked) == "<s><|user|>Hi<|assistant|>"
-    assert tiny_tokenizer.decode(encode("Hi", tiny_tokenizer, is_raw=True)) == "<s>Hi"
-
-
-@pytest.mark.parametrize(
-    ("line", "message"), [("{", "broken JSON"), ('{"text": 1}', 'needs an object with a "prompt"')]
-)
-def test_a_bad_line_has_its_address(line, message, tmp_path):
-    file = tmp_path / "prompts.jsonl"
-    file.write_text(f'{{"prompt": "a"}}\n{line}\n')
-    with pytest.raises(ValueError, match=rf"prompts.jsonl:2: {message}"):
-        read_prompts(file)
 
 
 @pytest.mark.parametrize(
