@@ -80,8 +80,7 @@ class SampleTable(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Answer again."""
-        if trainer.training or trainer.validating:
-            self._answer(trainer, pl_module)
+        self._answer(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Answer for the last time and show the table."""
@@ -101,14 +100,18 @@ class SampleTable(Callback):
         return table
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        if self.samples or trainer.state.fn != "fit" or not isinstance(batch, PreferenceBatch):
+        if self.samples or not isinstance(batch, PreferenceBatch):
             return
         found = [prompt for pairs in batch.micro_batches for prompt in prompts_of(pairs.forest)]
         self.prompts = found[: self.num_prompts]
         self._answer(trainer, pl_module)
 
     def _answer(self, trainer: Trainer, pl_module: Any) -> None:
-        if not self.prompts or (self.samples and self.samples[-1].step == trainer.global_step):
+        if (
+            not self.prompts
+            or trainer.state.fn != "fit"
+            or (self.samples and self.samples[-1].step == trainer.global_step)
+        ):
             return
         tokenizer = tokenizer_of(trainer, self.tokenizer)
         device = pl_module.device
@@ -122,7 +125,7 @@ class SampleTable(Callback):
             )
         texts = [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
         self.samples.append(Samples(trainer.global_step, texts))
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             prompts = [readable(prompt, tokenizer) for prompt in self.prompts]
             self._write(Path(trainer.default_root_dir) / "samples.jsonl", prompts)
 

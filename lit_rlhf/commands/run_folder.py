@@ -34,9 +34,11 @@ def folder_of_checkpoint(checkpoint: str, wanted: Path) -> Path:
         wanted: the folder that the configuration names.
 
     Raises:
-        FileNotFoundError: if the checkpoint is a path and there is none.
+        FileNotFoundError: if there is no such checkpoint.
     """
     path = Path(checkpoint)
+    if checkpoint == "last" and not any((wanted / CHECKPOINTS).glob("*.ckpt")):
+        raise FileNotFoundError(f"--ckpt_path=last: {wanted / CHECKPOINTS} holds no checkpoint")
     if not path.suffix and path.name == checkpoint and not path.exists():
         return wanted
     if not path.exists():

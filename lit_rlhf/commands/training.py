@@ -62,6 +62,7 @@ def run(command: str, words: Sequence[str]) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             parser_class=Parser,
+            parser_kwargs={"prog": "lit-rlhf"},
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             args=[command, *words],
@@ -112,6 +113,10 @@ class TrainingCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None
         config.trainer.default_root_dir = str(self._folder(config))
+        if self.subcommand != "fit" and not config.ckpt_path:
+            rank_zero_info(
+                "no --ckpt_path: this is the model as training begins; --ckpt_path=last takes what was learnt"
+            )
         _link_tokenizer(config)
         self._as_written = deepcopy(self.config)
         for part in ("model", "data"):
@@ -128,8 +133,7 @@ class TrainingCLI(LightningCLI):
             given = [*given, Progress()]
         if not config.fast_dev_run:
             given = [*given, *_missing(self._callbacks(Path(config.default_root_dir)), given)]
-        logger = config.logger if config.logger is not None else self._logger(Path(config.default_root_dir))
-        defaults: dict[str, Any] = {"callbacks": given, "logger": logger}
+        defaults: dict[str, Any] = {"callbacks": given, "logger": self._loggers(config)}
         if config.enable_model_summary is None:
             defaults["enable_model_summary"] = False
         if config.num_sanity_val_steps is None and self.subcommand == "fit" and not config.fast_dev_run:
@@ -137,12 +141,15 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**{**defaults, **kwargs})
 
     def fit(self, **kwargs: Any) -> None:
-        """Train; an error carries the place of the last good checkpoint."""
+        """Train; what ends it early comes with the place of the last good checkpoint."""
         try:
             self.trainer.fit(**kwargs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if path := _last_checkpoint(self.trainer):
-                error.add_note(f"last good checkpoint: {path} (go on from it with --ckpt_path={path})")
+                note = f"last good checkpoint: {path} (go on from it with --ckpt_path={path})"
+                error.add_note(note)
+                if isinstance(error, SystemExit):  # what Lightning makes of Ctrl-C, which nobody prints
+                    rank_zero_info(note)
             raise
 
     def predict(self, **kwargs: Any) -> None:
@@ -170,8 +177,13 @@ class TrainingCLI(LightningCLI):
             return [checkpoint]
         return [RandomState(), SampleTable(), AdapterExport(), Plots(), RunSummary(), checkpoint]
 
-    def _logger(self, folder: Path) -> Logger | bool:
-        return MetricsFile(folder) if self.subcommand == "fit" else False
+    def _loggers(self, config: Namespace) -> list[Logger] | bool:
+        """The user's, behind ours: Lightning takes the folder of the run from the first."""
+        given = config.logger if isinstance(config.logger, list) else [config.logger]
+        given = [logger for logger in given if isinstance(logger, Logger)]
+        if self.subcommand != "fit" or config.logger is False:
+            return given or False
+        return [MetricsFile(config.default_root_dir), *given]
 
 
 def _link_tokenizer(config: Namespace) -> None:

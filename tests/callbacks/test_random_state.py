@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import socket
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader
 
 from lit_rlhf.callbacks.random_state import RandomState, random_state, set_random_state
@@ -71,3 +74,21 @@ def test_another_number_of_processes_is_refused(tmp_path):
     callback.load_state_dict({"ranks": [random_state(), random_state()]})
     with pytest.raises(ValueError, match="written by 2 processes and this run has 1"):
         roll(tmp_path, callback)
+
+
+def gathered(rank, port, folder):
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    torch.save(RandomState().state_dict()["ranks"], folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_every_process_keeps_its_own(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start_processes(gathered, (port, tmp_path), nprocs=2, start_method="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for rank in range(2):
+        assert torch.equal(first[rank]["torch"], second[rank]["torch"])
+        assert torch.equal(first[rank]["torch"], torch.Generator().manual_seed(rank).get_state())

@@ -52,7 +52,18 @@ def config_file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Callable[.
                 "batch_size": 4,
             },
         },
-        "trainer": {"accelerator": "cpu", "max_epochs": 2, "val_check_interval": 4, "log_every_n_steps": 1},
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "val_check_interval": 4,
+            "log_every_n_steps": 1,
+            "callbacks": [
+                {
+                    "class_path": "lit_rlhf.callbacks.samples.SampleTable",
+                    "init_args": {"num_prompts": 2, "max_new_tokens": 8},
+                }
+            ],
+        },
     }
     file = tmp_path_factory.mktemp("config") / "dpo.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

@@ -30,10 +30,15 @@ def test_a_resumed_run_goes_on_where_its_checkpoint_lies(tmp_path):
 
 def test_a_word_or_a_checkpoint_elsewhere_means_the_folder_of_the_configuration(tmp_path):
     (tmp_path / "a.ckpt").touch()
+    (tmp_path / "dpo" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "dpo" / "checkpoints" / "last.ckpt").touch()
     assert folder_of_checkpoint("last", tmp_path / "dpo") == tmp_path / "dpo"
+    assert folder_of_checkpoint("best", tmp_path / "dpo") == tmp_path / "dpo"
     assert folder_of_checkpoint(str(tmp_path / "a.ckpt"), tmp_path / "dpo") == tmp_path / "dpo"
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"--ckpt_path=.*nope.ckpt: there is no such checkpoint"):
         folder_of_checkpoint(str(tmp_path / "nope.ckpt"), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"--ckpt_path=last: .*checkpoints holds no checkpoint"):
+        folder_of_checkpoint("last", tmp_path)

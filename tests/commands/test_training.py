@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -149,17 +150,43 @@ def test_what_the_user_gives_replaces_ours_of_its_kind(caught, fit, tmp_path):
             tmp_path / "x",
             "--trainer.callbacks+=ModelCheckpoint",
             "--trainer.callbacks.monitor=val/loss",
-            "--trainer.callbacks+=lit_rlhf.callbacks.samples.SampleTable",
-            "--trainer.callbacks.num_prompts=1",
             "--trainer.logger=false",
             "--trainer.enable_progress_bar=false",
         )
     trainer = caught[0].trainer
     assert [callback.monitor for callback in trainer.checkpoint_callbacks] == ["val/loss"]
     tables = [callback for callback in trainer.callbacks if isinstance(callback, training.SampleTable)]
-    assert [table.num_prompts for table in tables] == [1]
+    assert [table.num_prompts for table in tables] == [2]
     assert trainer.loggers == []
     assert trainer.progress_bar_callback is None
+
+
+def test_loggers_of_the_user_stand_behind_the_metrics_file(caught, fit, tmp_path):
+    with pytest.raises(CaughtError):
+        fit(tmp_path / "x", "--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'logs'}")
+    trainer = caught[0].trainer
+    assert [type(logger).__name__ for logger in trainer.loggers] == ["MetricsFile", "CSVLogger"]
+    assert trainer.log_dir == str(tmp_path / "x")
+
+
+def test_ctrl_c_leaves_the_adapter_and_says_where_to_go_on(fit, tmp_path, monkeypatch, caplog):
+    sound = DPOModule.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.global_step == 5:
+            raise KeyboardInterrupt
+        return sound(self, batch, batch_idx)
+
+    monkeypatch.setattr(DPOModule, "training_step", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as end, caplog.at_level("INFO"):
+            fit(tmp_path / "dpo")
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+    assert end.value.code == 1
+    assert (tmp_path / "dpo" / "adapter_model.safetensors").is_file()
+    assert "last.ckpt (go on from it with --ckpt_path=" in caplog.text
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(fit, tmp_path, capsys, monkeypatch):
