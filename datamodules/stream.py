@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datamodules.packing import TokenPair, pack_pairs
@@ -249,7 +250,12 @@ def load_steps(stream: StepStream, num_workers: int = 0) -> StepLoader:
     warnings.filterwarnings("ignore", message=".*IterableDataset.* has .__len__. defined")
     # torch's default collate_fn, and pinned memory, would turn the tuples inside a batch into lists.
     return StepLoader(
-        stream, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, worker_init_fn=_one_thread
+        stream,
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # of its own: an iterator draws a seed, which training must not notice
     )
 
 

@@ -76,6 +76,14 @@ class Means(Metric):
             self.sums[index] += total.detach() if isinstance(total, Tensor) else total
             self.counts[index] += count
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Means:
+        """Move between devices, but stay in float32: a sum in bfloat16 stops growing at 256."""
+        super()._apply(*args, **kwargs)
+        for name in ("sums", "counts"):
+            setattr(self, name, getattr(self, name).float())
+            self._defaults[name] = self._defaults[name].float()
+        return self
+
     def compute(self) -> dict[str, Tensor]:
         """The means, float32 scalars; names that counted nothing are left out."""
         return {

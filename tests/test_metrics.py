@@ -118,3 +118,12 @@ def test_rows_for_a_file():
         "chosen_length": 3,
         "rejected_length": 1,
     }
+
+
+def test_half_precision_does_not_reach_the_sums():
+    means = Means(["a"]).to(torch.bfloat16)
+    for _ in range(3):
+        means.reset()
+        means.update({"a": (1000.0, 999)})
+        means.update({"a": (1.0, 1)})
+    assert float(means.compute()["a"]) == pytest.approx(1.001, rel=1e-6)

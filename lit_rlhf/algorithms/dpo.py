@@ -118,7 +118,7 @@ class DPOModule(LightningModule):
         check_terms(self.losses, divergence, ld_alpha=ld_alpha, use_weighting=use_weighting)
         if reference.sync_steps and not self.needs_reference:
             raise ValueError("reference.sync_steps moves a reference, and none of the losses reads one")
-        self.backbone = backbone
+        self.__dict__["backbone"] = backbone  # unregistered: its weights are those of self.model
         self.model: Backbone
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -129,7 +129,6 @@ class DPOModule(LightningModule):
         self._reference: Reference | None = None
         self._window = StepWindow[PreferencePairs]()
         self._totals = torch.zeros(len(self.losses))
-        self._grad_norm = torch.zeros(())
         self._num_tokens, self._since = 0, time.monotonic()
 
     def configure_model(self) -> None:
@@ -152,10 +151,14 @@ class DPOModule(LightningModule):
         """Policy and reference log-probabilities -> losses -> one share of the step's loss per micro-batch."""
         self.train_means.update(row_sums(batch))
         micro_batches = self._window.collect(self, batch.micro_batches, batch_idx)
-        if not micro_batches:
+        if micro_batches is None:
             return no_loss(self)
         self._totals = self._step_totals(micro_batches)
-        return backward_all_but_last(self, self._coupled(micro_batches), self._share)
+        coupled = self._coupled(micro_batches)  # like the totals, over all ranks: also one that has no rows takes part
+        loss = backward_all_but_last(self, coupled, self._share) if coupled else no_loss(self)
+        if (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
+            self._log_training()
+        return loss
 
     def _share(self, micro_batch: _Coupled) -> Tensor:
         """What a micro-batch adds to the loss of the step."""
@@ -209,7 +212,9 @@ class DPOModule(LightningModule):
         if not any(whole) or (len(micro_batches) == 1 and num_ranks() == 1):
             return [_Coupled(pairs, [None] * len(whole)) for pairs in micro_batches]
         seen = [torch.stack(self._score(pairs).pairs, dim=1) for pairs in micro_batches]
-        rows, at = gather_rows(torch.cat(seen))
+        rows, at = gather_rows(
+            torch.cat(seen) if seen else torch.empty(0, len(PairLogprobs._fields), device=self.device)
+        )
         everything = PairLogprobs(*rows.unbind(1))
         words = [couple(term, everything, self.beta) if term.is_whole_batch else None for term in self.losses]
         result = []
@@ -249,10 +254,10 @@ class DPOModule(LightningModule):
         """Watch the gradient's norm, before clipping."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        scaled = str(self.trainer.precision).startswith("16")  # a loss scaler skips such steps by itself
+        scaled = self.trainer.precision == "16-mixed"  # a loss scaler skips such steps by itself
         if not scaled and not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient is not finite at step {self.global_step}; nothing was updated")
-        self._grad_norm = norm
+        self.log("train/grad_norm", norm)
 
     def optimizer_step(
         self,
@@ -261,33 +266,16 @@ class DPOModule(LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Step, then clear the gradients."""
+        """Step, clear the gradients, and move the reference when it is due: all before a checkpoint may be saved."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
+        if self.needs_reference:
+            self._open_reference().move_if_due(self.global_step + 1)
 
     def on_fit_start(self) -> None:
         """Choose the layout, and say so."""
         self.model.prepare()
         self._since = time.monotonic()
-
-    def on_train_batch_end(self, outputs: object, batch: PreferenceBatch, batch_idx: int) -> None:
-        """Move the reference when it is due; log the means since the last time."""
-        if not self._window.is_empty:
-            return
-        if self.needs_reference:
-            self._open_reference().move_if_due(self.global_step)
-        if self.global_step % cast(Any, self.trainer).log_every_n_steps == 0:
-            self._log_means("train", self.train_means, prog_bar=True)
-            now = time.monotonic()
-            rate = sum_over_ranks(torch.tensor(float(self._num_tokens))) / (now - self._since)
-            self._num_tokens, self._since = 0, now
-            self.log_dict(
-                {
-                    "train/grad_norm": self._grad_norm,
-                    "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"],
-                    "train/tokens_per_second": rate,
-                }
-            )
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all held-out pairs."""
@@ -299,7 +287,7 @@ class DPOModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep adapters, or all weights where all are trained, and the metrics' state; leave the frozen base out."""
-        self.on_train_end()
+        self.teardown("fit")
         drop_frozen(checkpoint, self.model, "model.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -307,7 +295,7 @@ class DPOModule(LightningModule):
         self.configure_model()
         refuse_foreign(checkpoint, self.model, "model.")
 
-    def on_train_end(self) -> None:
+    def teardown(self, stage: str) -> None:
         """Write the reference's log-probabilities that are not on disk yet."""
         if self._reference is not None:
             self._reference.flush()
@@ -316,6 +304,15 @@ class DPOModule(LightningModule):
         self.eval_means.update(row_sums(batch))
         for pairs in batch.micro_batches:
             self.eval_means.update(self._score(pairs).sums)
+
+    def _log_training(self) -> None:
+        """The means since the last time. Logged before the step ends, so that a checkpoint finds them reset."""
+        self._log_means("train", self.train_means, prog_bar=True)
+        now = time.monotonic()
+        rate = sum_over_ranks(torch.tensor(float(self._num_tokens), device=self.device)) / (now - self._since)
+        self._num_tokens, self._since = 0, now
+        rates = {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"], "train/tokens_per_second": rate}
+        self.log_dict(rates)
 
     def _log_means(self, stage: str, means: Means, prog_bar: bool = False) -> None:
         values = means.compute()
@@ -338,7 +335,7 @@ class DPOModule(LightningModule):
         """
         pairs = sum(len(part.rows) for part in micro_batches)
         tokens = sum(int((part.forest.sequences[:, None] == part.chosen).sum()) for part in micro_batches)
-        counts = torch.tensor([float(pairs), float(tokens)], device=self.device)
+        counts = torch.tensor([pairs, tokens], dtype=torch.float32, device=self.device)
         counts = sum_over_ranks(counts) / num_ranks()
         return torch.stack([counts[int(term.is_averaged_over_chosen_tokens)] for term in self.losses])
 
@@ -353,7 +350,8 @@ class DPOModule(LightningModule):
 
     def _open_reference(self) -> Reference:
         if self._reference is None:
-            self._reference = Reference(self.model, self.reference, self.trainer.default_root_dir, self.global_rank)
+            folder = self.trainer.default_root_dir if self.reference.cache else "."
+            self._reference = Reference(self.model, self.reference, folder, self.global_rank)
         return self._reference
 
 

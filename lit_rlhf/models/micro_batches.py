@@ -18,18 +18,19 @@ class StepWindow(Generic[MicroBatch]):
     """Collects the micro-batches of one optimizer step, which may come in several accumulated batches.
 
     They wait until the step is due, so that everything can be divided by the counts of the whole step.
+
+    Attributes:
+        is_due: whether the optimizer steps on the batch that was added last.
     """
 
     def __init__(self) -> None:
+        self.is_due = False
         self._waiting: list[MicroBatch] = []
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no accumulated batch is waiting."""
-        return not self._waiting
-
-    def collect(self, module: LightningModule, micro_batches: Sequence[MicroBatch], batch_idx: int) -> list[MicroBatch]:
-        """Add a batch; all that waited once the optimizer steps on this batch, nothing before.
+    def collect(
+        self, module: LightningModule, micro_batches: Sequence[MicroBatch], batch_idx: int
+    ) -> list[MicroBatch] | None:
+        """Add a batch; all that waited once the optimizer steps on this batch (maybe none), None before.
 
         Args:
             module: in training, attached to a Trainer.
@@ -40,8 +41,9 @@ class StepWindow(Generic[MicroBatch]):
             self._waiting = []
         self._waiting.extend(micro_batches)
         trainer = module.trainer
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
-            return []
+        self.is_due = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if not self.is_due:
+            return None
         due, self._waiting = self._waiting, []
         return due
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,8 +103,8 @@ class ReferenceCache:
         """Write the entries that are not on disk yet, as one file, whole or not at all."""
         if not self._fresh:
             return
-        number = len(list(self.folder.glob(f"part-{self.rank:05d}-*.safetensors")))
-        file = self.folder / f"part-{self.rank:05d}-{number:06d}.safetensors"
+        names = (f"part-{self.rank:05d}-{number:06d}.safetensors" for number in count())
+        file = next(self.folder / name for name in names if not (self.folder / name).exists())
         entries = [self._entries[key] for key in self._fresh]
         index = [[key, entry.digest, len(entry.logprobs)] for key, entry in zip(self._fresh, entries, strict=True)]
         metadata = {"fingerprint": self.fingerprint, "index": json.dumps(index)}
@@ -127,7 +128,7 @@ class ReferenceCache:
                 "in model.reference.cache_folder"
             )
         index = json.loads(metadata["index"])
-        for (key, digest, _), part in zip(index, logprobs.split([count for *_, count in index]), strict=True):
+        for (key, digest, _), part in zip(index, logprobs.split([length for *_, length in index]), strict=True):
             self._entries[key] = _Entry(digest, part)
 
 

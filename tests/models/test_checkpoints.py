@@ -1,0 +1,40 @@
+"""Checkpoints without the frozen base: what stays in them, and which are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
+
+
+def checkpoint_of(backbone):
+    state = {"model." + name: value for name, value in backbone.state_dict().items()}
+    return {"state_dict": {**state, "train_means.sums": torch.zeros(2)}, "epoch": 3}
+
+
+@pytest.mark.parametrize("options", [{}, {"quantization": "nf4"}, {"lora": {"modules_to_save": ["lm_head"]}}])
+def test_the_frozen_base_is_left_out(build, options):
+    backbone = build(**options)
+    checkpoint = checkpoint_of(backbone)
+    drop_frozen(checkpoint, backbone, "model.")
+    trained = {"model." + name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    assert set(checkpoint["state_dict"]) == trained | {"train_means.sums"}
+    assert checkpoint["epoch"] == 3
+    refuse_foreign(checkpoint, backbone, "model.")
+
+
+def test_full_weights_are_kept(build):
+    backbone = build(lora={"enabled": False})
+    checkpoint = checkpoint_of(backbone)
+    before = dict(checkpoint["state_dict"])
+    drop_frozen(checkpoint, backbone, "model.")
+    assert checkpoint["state_dict"] == before
+
+
+def test_other_checkpoints_are_refused(build):
+    mine, wide, more = build(), build(lora={"r": 8}), build(reference="moving")
+    with pytest.raises(ValueError, match=r"is \(8, \d+\) in it and \(4, \d+\) here"):
+        refuse_foreign(checkpoint_of(wide), mine, "model.")
+    with pytest.raises(ValueError, match=r"it lacks model\..*\.reference\."):
+        refuse_foreign(checkpoint_of(mine), more, "model.")

@@ -1,0 +1,85 @@
+"""Many backward passes in one step: when it is due, what its loss says, what it leaves behind."""
+
+from __future__ import annotations
+
+import lightning
+import pytest
+import torch
+
+from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, no_loss
+
+
+class Squares(lightning.LightningModule):
+    """Sum of (weight * x) ** 2 over micro-batches of numbers; gradients are cleared after the step only."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(1.0))
+        self.window = StepWindow()
+        self.seen, self.gradients = [], []
+
+    def training_step(self, batch, batch_idx):
+        due = self.window.collect(self, batch, batch_idx)
+        self.seen.append((due, self.window.is_due))
+        if not due:
+            return no_loss(self)
+        loss = backward_all_but_last(self, due, lambda x: (self.weight * x) ** 2)
+        assert float(loss) == pytest.approx(sum(x * x for x in due) * self.trainer.accumulate_grad_batches)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer):
+        self.gradients.append(float(self.weight.grad))
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+        pass
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def run(batches, tmp_path, **options):
+    module = Squares()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, default_root_dir=tmp_path, **{"max_epochs": 1, **quiet, **options}
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch))
+    return module
+
+
+def test_every_batch_is_a_step(tmp_path):
+    module = run([[1.0, 2.0, 3.0], [], [4.0]], tmp_path)
+    assert module.seen == [([1.0, 2.0, 3.0], True), ([], True), ([4.0], True)]
+    assert module.gradients == [28.0, 0.0, 32.0]
+
+
+def test_accumulated_batches_wait_for_each_other(tmp_path):
+    module = run([[1.0], [2.0, 3.0], [], [4.0], [5.0]], tmp_path, accumulate_grad_batches=2)
+    waited = [(None, False), ([1.0, 2.0, 3.0], True), (None, False), ([4.0], True), ([5.0], True)]
+    assert module.seen == waited
+    assert module.gradients == [28.0, 32.0, 50.0]
+
+
+def test_an_epoch_cut_short_leaves_nothing_waiting(tmp_path):
+    module = run([[1.0], [2.0], [3.0]], tmp_path, accumulate_grad_batches=2, max_epochs=2, limit_train_batches=3)
+    assert module.gradients == [10.0, 18.0] * 2
+    window, other = StepWindow(), Squares()
+    other.trainer = lightning.Trainer(accelerator="cpu", logger=False, accumulate_grad_batches=4, max_epochs=1)
+    other.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = False
+    assert window.collect(other, [1.0], 0) is None
+    assert window.collect(other, [2.0], 0) is None, "a new epoch"
+    assert [window.collect(other, [x], at) for at, x in ((1, 3.0), (2, 4.0))] == [None, None]
+    assert window.collect(other, [5.0], 3) == [2.0, 3.0, 4.0, 5.0]
+
+
+def test_no_loss_touches_everything_that_is_trained(tmp_path):
+    module = Squares()
+    module.frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    loss = no_loss(module)
+    loss.backward()
+    assert float(loss) == 0.0
+    assert float(module.weight.grad) == 0.0
