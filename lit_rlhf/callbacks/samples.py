@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import box
 from rich.console import Console
@@ -114,15 +113,13 @@ class SampleTable(Callback):
         ):
             return
         tokenizer = tokenizer_of(trainer, self.tokenizer)
-        device = pl_module.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            answers = pl_module.model.generate(
-                self.prompts,
-                self.max_new_tokens,
-                stop_tokens=stop_tokens(tokenizer, pl_module.model),
-                temperature=self.temperature,
-                seed=0,
-            )
+        answers = pl_module.model.generate(
+            self.prompts,
+            self.max_new_tokens,
+            stop_tokens=stop_tokens(tokenizer, pl_module.model),
+            temperature=self.temperature,
+            seed=0,
+        )
         texts = [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
         self.samples.append(Samples(trainer.global_step, texts))
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
