@@ -31,7 +31,7 @@ class RunSummary(Callback):
     def __init__(self) -> None:
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
-        self._started = 0.0
+        self._started, self._last_step = 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """The metrics that the end is compared with."""
@@ -62,7 +62,7 @@ class RunSummary(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, 0)
         self.first = self.first or metrics
-        self.last = metrics
+        self.last, self._last_step = metrics, trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the last screen."""
@@ -89,7 +89,7 @@ class RunSummary(Callback):
     def _table(self) -> Table:
         """First and last value of every held-out metric that has changed, the headlines on top."""
         table = Table(box=None, pad_edge=False)
-        for column in ("held-out", "before", "after"):
+        for column in ("held-out", "before", f"after (step {self._last_step})"):
             table.add_column(column, justify="left" if column == "held-out" else "right", header_style="bold")
         last = {name.removeprefix("val/"): value for name, value in self.last.items()}
         for name in (*(name for name in _HEADLINES if name in last), *sorted(last.keys() - {*_HEADLINES})):

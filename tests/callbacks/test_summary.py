@@ -16,6 +16,7 @@ def test_it_says_what_is_trained_what_was_learnt_where_it_lies_and_what_to_type(
     assert after < before
     assert re.search(rf"loss +{before:.4g} +{after:.4g}", out)
     assert "done: 6 steps" in out
+    assert "after (step 6)" in out
     assert "lit-rlhf generate" in out
 
 
