@@ -81,7 +81,7 @@ class Means(Metric):
         super()._apply(*args, **kwargs)
         for name in ("sums", "counts"):
             setattr(self, name, getattr(self, name).float())
-            self._defaults[name] = self._defaults[name].float()
+            self._defaults[name] = torch.zeros_like(self.sums)
         return self
 
     def compute(self) -> dict[str, Tensor]:

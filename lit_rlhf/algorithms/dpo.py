@@ -34,7 +34,16 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from lit_rlhf.losses.divergences import reverse_kl_scores
-from lit_rlhf.losses.terms import LossTerm, PairLogprobs, check_terms, couple, coupled_values, pair_logprobs
+from lit_rlhf.losses.terms import (
+    LossTerm,
+    PairLogprobs,
+    check_terms,
+    couple,
+    coupled_values,
+    pair_logprobs,
+    part_names,
+    refuse_nonfinite,
+)
 from lit_rlhf.losses.weighting import wpo_weights
 from lit_rlhf.metrics import PAIR_METRICS, Means, pair_rows, pair_sums, row_sums
 from lit_rlhf.models.backbone import Backbone, BackboneConfig, ReferenceKind, build_backbone, wrap_model
@@ -118,12 +127,13 @@ class DPOModule(LightningModule):
         check_terms(self.losses, divergence, ld_alpha=ld_alpha, use_weighting=use_weighting)
         if reference.sync_steps and not self.needs_reference:
             raise ValueError("reference.sync_steps moves a reference, and none of the losses reads one")
+        self.backbone: BackboneConfig | Backbone | PreTrainedModel | PeftModel
         self.__dict__["backbone"] = backbone  # unregistered: its weights are those of self.model
         self.model: Backbone
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.strict_loading = False  # a checkpoint holds what was trained, not the frozen base
-        self.parts = _distinct([f"loss/{term.name}" for term in self.losses])
+        self.parts = part_names(self.losses)
         self.train_means = Means((*self.parts, *PAIR_METRICS))
         self.eval_means = Means((*self.parts, *PAIR_METRICS))
         self._reference: Reference | None = None
@@ -163,10 +173,11 @@ class DPOModule(LightningModule):
     def _share(self, micro_batch: _Coupled) -> Tensor:
         """What a micro-batch adds to the loss of the step."""
         scored = self._score(micro_batch.pairs, micro_batch.terms)
-        self._refuse_nonfinite(scored.losses, micro_batch.pairs)
+        refuse_nonfinite(scored.losses, micro_batch.pairs.rows, self.global_step)
         self.train_means.update(scored.sums)
         self._num_tokens += num_sequence_tokens(micro_batch.pairs.forest)
-        return (self._weights(scored.losses) * scored.losses.sum(1) / self._totals).sum()
+        weights = scored.losses.new_tensor([term.weight for term in self.losses])
+        return (weights * scored.losses.sum(1) / self._totals).sum()
 
     def _score(
         self, pairs: PreferencePairs, coupled: Sequence[tuple[Tensor, PairLogprobs] | None] | None = None
@@ -311,8 +322,7 @@ class DPOModule(LightningModule):
         now = time.monotonic()
         rate = sum_over_ranks(torch.tensor(float(self._num_tokens), device=self.device)) / (now - self._since)
         self._num_tokens, self._since = 0, now
-        rates = {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"], "train/tokens_per_second": rate}
-        self.log_dict(rates)
+        self.log_dict({"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"], "train/tokens_per_second": rate})
 
     def _log_means(self, stage: str, means: Means, prog_bar: bool = False) -> None:
         values = means.compute()
@@ -325,39 +335,16 @@ class DPOModule(LightningModule):
             if len(self.parts) > 1 or name not in self.parts:
                 self.log(f"{stage}/{name}", value, prog_bar=prog_bar and name in shown)
 
-    def _weights(self, like: Tensor) -> Tensor:
-        return like.new_tensor([term.weight for term in self.losses])
-
     def _step_totals(self, micro_batches: list[PreferencePairs]) -> Tensor:
-        """(K,) what each loss is divided by: pairs or chosen tokens of the step over all ranks.
-
-        Strategies average gradients over the ranks; that is undone here.
-        """
+        """(K,) what each loss is divided by: pairs or chosen tokens of the step, over all ranks."""
         pairs = sum(len(part.rows) for part in micro_batches)
         tokens = sum(int((part.forest.sequences[:, None] == part.chosen).sum()) for part in micro_batches)
         counts = torch.tensor([pairs, tokens], dtype=torch.float32, device=self.device)
-        counts = sum_over_ranks(counts) / num_ranks()
+        counts = sum_over_ranks(counts) / num_ranks()  # strategies average gradients over ranks, which is undone here
         return torch.stack([counts[int(term.is_averaged_over_chosen_tokens)] for term in self.losses])
-
-    def _refuse_nonfinite(self, losses: Tensor, pairs: PreferencePairs) -> None:
-        finite = torch.isfinite(losses).all(0)
-        if not finite.all():
-            rows = [row for row, good in zip(pairs.rows, finite.tolist(), strict=True) if not good]
-            more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-            raise FloatingPointError(
-                f"the loss is not finite at step {self.global_step} in {', '.join(rows[:8])}{more}; nothing was updated"
-            )
 
     def _open_reference(self) -> Reference:
         if self._reference is None:
             folder = self.trainer.default_root_dir if self.reference.cache else "."
             self._reference = Reference(self.model, self.reference, folder, self.global_rank)
         return self._reference
-
-
-def _distinct(names: list[str]) -> tuple[str, ...]:
-    """The names, numbered where one comes twice."""
-    return tuple(
-        name if names.count(name) == 1 else f"{name}_{names[:number].count(name) + 1}"
-        for number, name in enumerate(names)
-    )

@@ -212,6 +212,40 @@ def check_terms(
             raise ValueError(f"losses: {term.name} compares pairs by rank; it takes neither use_weighting nor ld_alpha")
 
 
+def part_names(terms: Sequence[LossTerm]) -> tuple[str, ...]:
+    """What each part is called in logs, numbered where one comes twice.
+
+    Example:
+        >>> part_names([LossTerm(), LossTerm()])
+        ('loss/sigmoid_1', 'loss/sigmoid_2')
+    """
+    names = [f"loss/{term.name}" for term in terms]
+    return tuple(
+        name if names.count(name) == 1 else f"{name}_{names[:number].count(name) + 1}"
+        for number, name in enumerate(names)
+    )
+
+
+def refuse_nonfinite(losses: Tensor, rows: Sequence[str], step: int) -> None:
+    """Stop at a loss that is infinite or no number, naming the rows.
+
+    Args:
+        losses: (K, B) each loss of each pair.
+        rows: B addresses.
+        step: optimizer steps done.
+
+    Raises:
+        FloatingPointError: if any loss is not finite.
+    """
+    finite = torch.isfinite(losses).all(0)
+    if not finite.all():
+        bad = [row for row, good in zip(rows, finite.tolist(), strict=True) if not good]
+        more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+        raise FloatingPointError(
+            f"the loss is not finite at step {step} in {', '.join(bad[:8])}{more}; nothing was updated"
+        )
+
+
 def couple(term: LossTerm, pairs: PairLogprobs, beta: float) -> tuple[Tensor, PairLogprobs]:
     """Evaluate a loss that compares pairs with each other, once, so that micro-batches can follow it one by one.
 

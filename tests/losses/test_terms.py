@@ -7,7 +7,16 @@ import torch
 
 from lit_rlhf import losses
 from lit_rlhf.losses.divergences import forward_kl_scores, reverse_kl_scores
-from lit_rlhf.losses.terms import LossTerm, PairLogprobs, check_terms, couple, coupled_values, pair_logprobs
+from lit_rlhf.losses.terms import (
+    LossTerm,
+    PairLogprobs,
+    check_terms,
+    couple,
+    coupled_values,
+    pair_logprobs,
+    part_names,
+    refuse_nonfinite,
+)
 
 LENGTHS = [2, 3, 1, 4]
 SEQUENCES = torch.arange(4).repeat_interleave(torch.tensor(LENGTHS))
@@ -130,3 +139,19 @@ def test_a_coupled_loss_split_in_two_keeps_value_and_gradient(loss):
         gradients = torch.autograd.grad(mine.sum(), columns)
         for got, all_of_it in zip(gradients, wanted, strict=True):
             torch.testing.assert_close(got, all_of_it[part])
+
+
+def test_parts_have_names_of_their_own():
+    terms = [LossTerm(losses.sft_loss), LossTerm(), LossTerm(losses.sft_loss), LossTerm(losses.ipo_loss)]
+    assert part_names(terms) == ("loss/sft_1", "loss/sigmoid", "loss/sft_2", "loss/ipo")
+
+
+def test_rows_whose_loss_is_not_finite_are_named():
+    table = torch.zeros(2, 12)
+    rows = [f"a:{number}" for number in range(12)]
+    refuse_nonfinite(table, rows, step=3)
+    table[1, 4], table[0, 6] = torch.nan, torch.inf
+    with pytest.raises(FloatingPointError, match=r"not finite at step 3 in a:4, a:6; nothing was updated"):
+        refuse_nonfinite(table, rows, step=3)
+    with pytest.raises(FloatingPointError, match=r"a:7 and 4 more; nothing"):
+        refuse_nonfinite(table + torch.nan, rows, step=3)
