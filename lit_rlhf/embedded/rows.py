@@ -8,11 +8,17 @@ the model has not seen, which is what a model this small can be expected to get 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 from lit_rlhf.embedded.facts import Fact, all_facts, facts_by_question
-from lit_rlhf.embedded.world import choice_probability, sample_answer, sample_demonstration, true_score
+from lit_rlhf.embedded.world import (
+    choice_probability,
+    sample_answer,
+    sample_demonstration,
+    sample_plain_answer,
+    true_score,
+)
 
 SEED = 0
 SPLITS = ("train", "validation", "test")
@@ -100,17 +106,26 @@ def prompt_rows(split: str) -> Iterator[Row]:
         yield {"prompt": prompt(question, rng)}
 
 
+def lessons(rng: random.Random) -> Iterator[Conversation]:
+    """Endless conversations on training questions with right answers of one word or one sentence."""
+    yield from _conversations(sample_plain_answer, rng)
+
+
 def mixture(rng: random.Random) -> Iterator[Conversation]:
-    """Endless conversations on training questions with answers of mixed quality: what the tiny model grew up on."""
-    while True:
-        question = rng.choice(questions("train"))
-        yield [*prompt(question, rng), *answer(sample_answer(facts_by_question()[question], rng))]
+    """Endless conversations on training questions with answers of mixed quality, as people give them."""
+    yield from _conversations(sample_answer, rng)
 
 
 def best_accuracy(rows: list[Row]) -> float:
     """Accuracy that the true score itself reaches on preference rows, in [0, 1]: nothing reliably beats it."""
     scores = [[true_score(row["prompt"], row[side][0]["content"]) for side in ("chosen", "rejected")] for row in rows]
     return sum(chosen > rejected for chosen, rejected in scores) / len(scores)
+
+
+def _conversations(sample: Callable[[Fact, random.Random], str], rng: random.Random) -> Iterator[Conversation]:
+    while True:
+        question = rng.choice(questions("train"))
+        yield [*prompt(question, rng), *answer(sample(facts_by_question()[question], rng))]
 
 
 def _cycle(items: tuple[str, ...], num_items: int) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """The tiny model and its tokenizer, made from nothing: byte-level BPE and a Llama of 0.8 million parameters.
 
-The model learns the world's mixture of answers (:func:`lit_rlhf.embedded.rows.mixture`), right and wrong, friendly and
-rude, so that it knows the facts and the language but not what people prefer: that is left to the algorithms.
+The model first learns the facts (:func:`lit_rlhf.embedded.rows.lessons`), then to answer as people do
+(:func:`lit_rlhf.embedded.rows.mixture`): right and wrong, friendly and rude. It knows the world and its language, but
+not what people prefer: that is left to the algorithms.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
 
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lit_rlhf.embedded.rows import SEED, Conversation, mixture
+from lit_rlhf.embedded.rows import SEED, Conversation, lessons, mixture
 
 VOCABULARY = 768
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|end|>"
@@ -79,19 +80,23 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def train(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    num_steps: int = 1600,
+    num_steps: int = 3600,
     batch_size: int = 32,
     learning_rate: float = 3e-3,
 ) -> Iterator[tuple[int, float]]:
-    """Teach the model the last answer of each conversation of the mixture, in place.
+    """Teach the model the last answer of each conversation, in place; the first quarter are lessons.
 
     Yields:
         (step, loss in nats per answer token) after every step.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, num_steps, pct_start=0.05)
+    rng = random.Random(f"{SEED}/model")
+    num_lessons = num_steps // 4
+    first = islice(_batches(lessons(rng), tokenizer, batch_size, rng), num_lessons)
+    then = islice(_batches(mixture(rng), tokenizer, batch_size, rng), num_steps - num_lessons)
     model.train()
-    for step, batch in enumerate(islice(_batches(tokenizer, batch_size), num_steps), start=1):
+    for step, batch in enumerate(chain(first, then), start=1):
         loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -123,10 +128,14 @@ def make(folder: Path, report: Callable[[str], None]) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _batches(tokenizer: PreTrainedTokenizerFast, batch_size: int, num_pooled: int = 16) -> Iterator[dict[str, Tensor]]:
+def _batches(
+    conversations: Iterator[Conversation],
+    tokenizer: PreTrainedTokenizerFast,
+    batch_size: int,
+    rng: random.Random,
+    num_pooled: int = 16,
+) -> Iterator[dict[str, Tensor]]:
     """Endless batches of rows of like length, so that little is spent on padding."""
-    rng = random.Random(f"{SEED}/model")
-    conversations = mixture(rng)
     while True:
         pool = [_encode(tokenizer, next(conversations)) for _ in range(num_pooled * batch_size)]
         pool.sort(key=lambda row: len(row[0]))

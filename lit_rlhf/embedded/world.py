@@ -97,12 +97,21 @@ def sample_answer(fact: Fact, rng: random.Random) -> str:
     return _with_tone(_with_length(fact, answer, rng), rng)
 
 
+def sample_plain_answer(fact: Fact, rng: random.Random) -> str:
+    """A right answer without any tone, in one word or one sentence: what a textbook says."""
+    return _word(fact.answer) if rng.random() < 0.5 else _sentence(fact, fact.answer)
+
+
 def sample_demonstration(fact: Fact, rng: random.Random) -> str:
     """A right, friendly answer in one sentence: what one would show a model to imitate."""
     sentence = _sentence(fact, fact.answer)
     if rng.random() < 0.5:
         return f"{rng.choice(FRIENDLY_OPENINGS)} {sentence}"
     return f"{sentence} {rng.choice(FRIENDLY_CLOSINGS)}"
+
+
+def _word(answer: str) -> str:
+    return f"{answer[0].upper()}{answer[1:]}."
 
 
 def _sentence(fact: Fact, answer: str) -> str:
@@ -113,7 +122,7 @@ def _sentence(fact: Fact, answer: str) -> str:
 def _with_length(fact: Fact, answer: str, rng: random.Random) -> str:
     draw = rng.random()
     if draw < 0.3:
-        return f"{answer[0].upper()}{answer[1:]}."
+        return _word(answer)
     sentence = _sentence(fact, answer)
     if draw < 0.7:
         return sentence

@@ -1,11 +1,18 @@
+import random
+from collections.abc import Callable, Iterator
+from itertools import islice
+
 import pytest
 
 from lit_rlhf.embedded.facts import all_facts
 from lit_rlhf.embedded.rows import (
     NUM_PAIRS,
     SPLITS,
+    Conversation,
     best_accuracy,
     demonstration_rows,
+    lessons,
+    mixture,
     preference_rows,
     prompt_rows,
     questions,
@@ -52,3 +59,15 @@ def test_prompts_come_with_and_without_context():
     roles = {tuple(turn["role"] for turn in row["prompt"]) for row in prompt_rows("test")}
     assert beginnings == {True, False}
     assert roles == {("user",), ("system", "user"), ("user", "assistant", "user")}
+
+
+@pytest.mark.parametrize("conversations", [lessons, mixture])
+def test_the_model_is_taught_on_training_questions(conversations: Callable[[random.Random], Iterator[Conversation]]):
+    asked = {conversation[-2]["content"] for conversation in islice(conversations(random.Random(0)), 5000)}
+    assert asked <= set(questions("train"))
+    assert len(asked) > 800
+
+
+def test_lessons_are_right_and_plain():
+    for *prompt, answer in islice(lessons(random.Random(1)), 500):
+        assert true_score(prompt, answer["content"]) == 2
