@@ -122,7 +122,7 @@ def pair_sums(
     sums["rewards/accuracy"] = (seen.wins.sum(), num_pairs - seen.ties.sum())
     sums["rewards/accuracy_longer"] = ((seen.wins & longer).sum(), longer.sum())
     sums["rewards/accuracy_shorter"] = ((seen.wins & shorter).sum(), shorter.sum())
-    sums["kl"] = ((torch.expm1(-logratios.clamp(min=-20.0)) + logratios).sum(), num_tokens)
+    sums["kl"] = ((torch.expm1(logratios.clamp(max=20.0)) - logratios).sum(), num_tokens)
     sums["entropy"] = (entropy.sum(), num_tokens)
     return sums
 

@@ -53,7 +53,7 @@ def test_pairs_by_hand():
             "rewards/accuracy_shorter": 1.0,
             "logprobs/chosen": -2.5,
             "logprobs/rejected": -6.5,
-            "kl": (math.exp(-0.5) - 1 + 0.5) / 2,
+            "kl": (math.exp(0.5) - 1 - 0.5) / 2,
             "entropy": 1.5,
             "length/chosen": 9 / 4,
             "length/rejected": 9 / 4,

@@ -68,7 +68,7 @@ def test_defaults_in_the_table_are_the_real_ones():
     assert lora.target_modules == "all-linear"
     assert table["backbone.quantization"] == BackboneConfig("some/model").quantization
     assert table["backbone.dtype"] == BackboneConfig("some/model").dtype
-    assert float(table["beta"]) == module.beta
+    assert float(table["beta"]) == module.reward_scale
     for name in ("batch_size", "token_budget", "max_length"):
         assert int(table[name]) == getattr(data, name)
 

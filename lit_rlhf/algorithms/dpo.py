@@ -17,10 +17,8 @@ Where we depart, and why:
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -33,7 +31,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from lit_rlhf.losses.divergences import reverse_kl_scores
+from lit_rlhf.losses.divergences import bind_alpha, reverse_kl_scores
 from lit_rlhf.losses.terms import (
     LossTerm,
     PairLogprobs,
@@ -43,6 +41,7 @@ from lit_rlhf.losses.terms import (
     pair_logprobs,
     part_names,
     refuse_nonfinite,
+    reward_scale,
 )
 from lit_rlhf.losses.weighting import wpo_weights
 from lit_rlhf.metrics import PAIR_METRICS, Means, pair_rows, pair_sums, row_sums
@@ -87,7 +86,8 @@ class DPOModule(LightningModule):
         backbone: the model to train; or one that you made yourself (a Hugging Face causal language model, a PEFT model,
             or a Backbone).
         losses: parts of the loss, summed by weight; None = plain DPO (the sigmoid loss).
-        beta: strength of the pull to the reference, 0.1-0.5 usual; towards 0 the reference is ignored.
+        beta: strength of the pull to the reference, 0.1-0.5 usual; towards 0 the reference is ignored. None = each
+            loss's own default (0.1 for most, 2 for SimPO); implicit rewards then go by the first loss that has one.
         divergence: what takes the log-ratio's place, by import path: ``lit_rlhf.losses.reverse_kl_scores``,
             ``forward_kl_scores``, ``js_scores`` or ``alpha_scores``.
         divergence_alpha: of the alpha-divergence; ignored by the others.
@@ -105,7 +105,7 @@ class DPOModule(LightningModule):
         self,
         backbone: BackboneConfig | Backbone | PreTrainedModel | PeftModel,
         losses: list[LossTerm] | None = None,
-        beta: float = 0.1,
+        beta: float | None = None,
         divergence: Callable[..., Tensor] = reverse_kl_scores,
         divergence_alpha: float = 0.5,
         ld_alpha: float = 1.0,
@@ -118,8 +118,8 @@ class DPOModule(LightningModule):
         self.save_hyperparameters(ignore=["backbone", "losses", "divergence", "reference", "optimizer", "lr_scheduler"])
         self.losses = losses or [LossTerm()]
         self.beta = beta
-        takes_alpha = "alpha" in inspect.signature(divergence).parameters
-        self.scores = partial(divergence, alpha=divergence_alpha) if takes_alpha else divergence
+        self.reward_scale = reward_scale(self.losses, beta)
+        self.scores = bind_alpha(divergence, divergence_alpha)
         self.ld_alpha = ld_alpha
         self.use_weighting = use_weighting
         self.reference = reference
@@ -208,12 +208,10 @@ class DPOModule(LightningModule):
             lengths = torch.bincount(forest.sequences, minlength=2 * len(pairs.rows))
             weights = wpo_weights(policy.logprobs, policy.log_sum_squares, forest.sequences, lengths)
             losses = losses * weights[pairs.chosen] * weights[pairs.rejected]
-        sums = pair_sums(read, policy.logprobs.detach() - reference, policy.entropy, beta=self.beta)
+        sums = pair_sums(read, policy.logprobs.detach() - reference, policy.entropy, beta=self.reward_scale)
         for name, term, column in zip(self.parts, self.losses, losses.detach(), strict=True):
-            sums[name] = (
-                column.sum(),
-                read.chosen_lengths.sum() if term.is_averaged_over_chosen_tokens else len(column),
-            )
+            per_token = term.is_averaged_over_chosen_tokens
+            sums[name] = column.sum(), read.chosen_lengths.sum() if per_token else len(column)
         return _Scored(read, losses, sums)
 
     @torch.no_grad()
@@ -248,7 +246,8 @@ class DPOModule(LightningModule):
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Implicit rewards beta * (log pi - log pi_ref) of every row, in nats times beta."""
-        return [row for pairs in batch.micro_batches for row in pair_rows(pairs, self.forward(pairs), beta=self.beta)]
+        scale = self.reward_scale
+        return [row for pairs in batch.micro_batches for row in pair_rows(pairs, self.forward(pairs), beta=scale)]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer over what is trained, one schedule stepped with it."""
@@ -331,9 +330,8 @@ class DPOModule(LightningModule):
             loss = sum(term.weight * values[part] for part, term in zip(self.parts, self.losses, strict=True))
             self.log(f"{stage}/loss", loss, prog_bar=prog_bar)
         shown = ("rewards/accuracy", "rewards/margin")
-        for name, value in values.items():
-            if len(self.parts) > 1 or name not in self.parts:
-                self.log(f"{stage}/{name}", value, prog_bar=prog_bar and name in shown)
+        for name in values if len(self.parts) > 1 else sorted(set(values) - set(self.parts)):
+            self.log(f"{stage}/{name}", values[name], prog_bar=prog_bar and name in shown)
 
     def _step_totals(self, micro_batches: list[PreferencePairs]) -> Tensor:
         """(K,) what each loss is divided by: pairs or chosen tokens of the step, over all ranks."""

@@ -9,7 +9,10 @@ Where we depart: exponents are capped at 80 nats, because exp overflows float32 
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -83,3 +86,17 @@ def alpha_scores(logratios: Tensor, *, alpha: float = 0.5) -> Tensor:
     if alpha == 1.0:
         return logratios
     return torch.expm1(((alpha - 1.0) * logratios).clamp(max=_LARGEST_EXPONENT)) / (alpha - 1.0)
+
+
+def bind_alpha(scores: Callable[..., Tensor], alpha: float) -> Callable[[Tensor], Tensor]:
+    """The scores of a divergence with its ``alpha`` set, where it has one.
+
+    Args:
+        scores: one of the functions above, or one of your own.
+        alpha: ignored by a divergence without one.
+
+    Example:
+        >>> bind_alpha(alpha_scores, 1.0)(torch.tensor([0.5])).tolist(), bind_alpha(js_scores, 1.0) is js_scores
+        ([0.5], True)
+    """
+    return partial(scores, alpha=alpha) if "alpha" in inspect.signature(scores).parameters else scores

@@ -116,7 +116,7 @@ class LossTerm:
             its tensors by the names that :mod:`lit_rlhf.losses` lists.
         weight: factor of this part.
         options: settings of the function, by name, such as ``{label_smoothing: 0.1}``. Where it takes ``beta`` and none
-            is given here, it gets the algorithm's.
+            is given here, it gets the algorithm's, or its own default if that has none either.
     """
 
     function: Callable[..., Tensor] = sigmoid_loss
@@ -171,15 +171,22 @@ class LossTerm:
         """Whether the sum over pairs is divided by the chosen tokens of the step instead of its pairs."""
         return is_averaged_over_chosen_tokens(self.function)
 
-    def __call__(self, pairs: PairLogprobs, beta: float) -> Tensor:
+    @property
+    def default_beta(self) -> float | None:
+        """What ``beta`` is unless the algorithm says otherwise; None for a loss without one."""
+        if "beta" not in self.settings:
+            return None
+        return self.options.get("beta", self._parameters["beta"].default)
+
+    def __call__(self, pairs: PairLogprobs, beta: float | None = None) -> Tensor:
         """The loss (B,) of each pair, without the weight.
 
         Args:
             pairs: what the function may ask for.
-            beta: given to the function if it takes one and ``options`` names none.
+            beta: given to the function if it takes one and ``options`` names none; None leaves its default.
         """
         options = dict(self.options)
-        if "beta" in self.settings:
+        if "beta" in self.settings and beta is not None:
             options.setdefault("beta", beta)
         return self.function(*(pairs._asdict()[name] for name in self.inputs), **options)
 
@@ -226,6 +233,17 @@ def part_names(terms: Sequence[LossTerm]) -> tuple[str, ...]:
     )
 
 
+def reward_scale(terms: Sequence[LossTerm], beta: float | None) -> float:
+    """What implicit rewards are scaled by: ``beta``, else that of the first loss that has one, else 0.1.
+
+    Example:
+        >>> reward_scale([LossTerm(options={"beta": 0.3})], None)
+        0.3
+    """
+    own = [term.default_beta for term in terms if term.default_beta is not None]
+    return beta if beta is not None else next(iter(own), 0.1)
+
+
 def refuse_nonfinite(losses: Tensor, rows: Sequence[str], step: int) -> None:
     """Stop at a loss that is infinite or no number, naming the rows.
 
@@ -246,7 +264,7 @@ def refuse_nonfinite(losses: Tensor, rows: Sequence[str], step: int) -> None:
         )
 
 
-def couple(term: LossTerm, pairs: PairLogprobs, beta: float) -> tuple[Tensor, PairLogprobs]:
+def couple(term: LossTerm, pairs: PairLogprobs, beta: float | None) -> tuple[Tensor, PairLogprobs]:
     """Evaluate a loss that compares pairs with each other, once, so that micro-batches can follow it one by one.
 
     Args:

@@ -155,3 +155,16 @@ def test_rows_whose_loss_is_not_finite_are_named():
         refuse_nonfinite(table, rows, step=3)
     with pytest.raises(FloatingPointError, match=r"a:7 and 4 more; nothing"):
         refuse_nonfinite(table + torch.nan, rows, step=3)
+
+
+def test_without_beta_each_loss_keeps_its_own_default():
+    from lit_rlhf.losses import simpo_loss
+    from lit_rlhf.losses.terms import reward_scale
+
+    simpo = LossTerm(simpo_loss)
+    assert reward_scale([simpo, LossTerm()], None) == 2.0
+    assert reward_scale([simpo], 0.7) == 0.7
+    torch.manual_seed(0)
+    pairs = PairLogprobs(*-torch.rand(6, 3), *torch.randint(1, 5, (2, 3)).float(), torch.zeros(3))
+    torch.testing.assert_close(simpo(pairs), simpo(pairs, 2.0))
+    assert not torch.allclose(simpo(pairs), simpo(pairs, 0.1))
