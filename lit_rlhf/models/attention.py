@@ -3,9 +3,9 @@
 A token attends to itself, to what precedes it in its segment and to all of its ancestors. Segments that follow one
 another as parent and first child are one *run*; a run whose head is a root is plain causal attention, every other run
 attends to its ancestors and then causally to itself. So a preference pair costs two calls: prompt with the first
-response, then the second response over prompt and self. On a CPU (or wherever a model needs a soft cap or a window)
-these are calls of scaled_dot_product_attention, one per run; on a GPU in half precision they are two variable-length
-calls for the whole row.
+response, then the second response over prompt and self. On a CPU they are :mod:`lit_rlhf.models.run_attention`; on a
+GPU in half precision, two variable-length calls for the whole row; elsewhere, and where a model needs a soft cap, one
+call of scaled_dot_product_attention per run.
 
 The layout travels as a keyword argument through the model's own layers, so that gradient checkpointing replays it.
 Source of the two-call form: Wang et al., "Accelerating Direct Preference Optimization with Prefix Sharing",
@@ -17,6 +17,7 @@ Shape letters: T tokens in the row, Q queries and K keys of one run, D head dime
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -27,6 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lit_rlhf.models.run_attention import attend_runs
 from lit_rlhf.types import Forest
 
 FOREST_ATTENTION = "lit_rlhf_forest"
@@ -40,9 +42,9 @@ class Run(NamedTuple):
     """Consecutive segments of a row, each the parent of the next.
 
     Args:
-        start: row index of the first query.
-        end: row index after the last one.
-        spans: (start, end) row ranges of the keys, in order of depth; the last one is the run itself.
+        start: place of the first query among the queries.
+        end: place after the last one.
+        spans: (start, end) row ranges of the keys, in order of depth; the last one ends with the last query.
     """
 
     start: int
@@ -55,14 +57,35 @@ class ForestLayout:
 
     Args:
         forest: the packed row.
+        only_predictors: leave out queries that predict no token of a leaf: most of every prompt. All keys stay.
+        trim_last_layer: the last layer may do so, because the hidden states of other rows will not be read.
+
+    Attributes:
+        runs: cover all queries in order.
+        rows: (Q,) int64, row index of each query; None = every token of the row is one.
+        last_layer: the layout of the last layer.
     """
 
-    def __init__(self, forest: Forest) -> None:
-        self.runs = _runs(forest)
+    def __init__(self, forest: Forest, *, only_predictors: bool = False, trim_last_layer: bool = False) -> None:
+        self.runs = _runs(forest, only_predictors)
         self.device = forest.tokens.device
+        self.rows = _query_rows(self.runs).to(self.device, non_blocking=True) if only_predictors else None
+        self.last_layer: ForestLayout | None = ForestLayout(forest, only_predictors=True) if trim_last_layer else None
         self.windows: set[int | None] = set()  # that layers asked for
         self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor | None] = {}
         self._varlen: tuple[_Varlen, _Varlen | None] | None = None
+
+    def states_at(self, rows: Tensor, states: Tensor) -> Tensor:
+        """Hidden states (N, H) of some rows (N,) int64 of the forest, out of those (T or Q, H) that a model returned.
+
+        Args:
+            rows: row indices; where the last layer was trimmed, of its queries.
+            states: of all tokens, or of the last layer's queries, in order.
+        """
+        queries = None if self.last_layer is None else self.last_layer.rows
+        if queries is not None and len(states) == len(queries):
+            rows = torch.searchsorted(queries, rows)
+        return states.index_select(0, rows)
 
     def mask(self, run: Run, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """Additive mask (Q, K) of a run, 0 where a query sees a key and -inf elsewhere; None = plain causal.
@@ -136,20 +159,37 @@ class _Varlen(NamedTuple):
         )
 
 
-def _runs(forest: Forest) -> tuple[Run, ...]:
+def _runs(forest: Forest, only_predictors: bool) -> tuple[Run, ...]:
     starts = forest.starts
     runs: list[Run] = []
-    head = 0
+    head = at = 0
     for segment in range(1, len(forest.lengths) + 1):
         if segment < len(forest.lengths) and forest.parents[segment] == segment - 1:
             continue
-        end = starts[segment - 1] + forest.lengths[segment - 1]
+        start, end = starts[head], starts[segment - 1] + forest.lengths[segment - 1]
         ancestors = [(starts[number], starts[number] + forest.lengths[number]) for number in forest.path(head)[:-1]]
-        spans = _joined([*ancestors, (starts[head], end)])
-        if end > starts[head]:
-            runs.append(Run(starts[head], end, spans))
+        first, last = _predictors(forest.lengths[head:segment], start) if only_predictors else (start, end)
+        if last > first:
+            runs.append(Run(at, at + last - first, _joined([*ancestors, (start, last)])))
+            at += last - first
         head = segment
     return tuple(runs)
+
+
+def _predictors(lengths: Sequence[int], start: int) -> tuple[int, int]:
+    """Row range that holds all predictors of a run, told from the lengths of its segments, of which the last is a leaf.
+
+    They begin with the last token of the first segment that has any, unless that is the leaf. The last token of the
+    leaf predicts nothing.
+    """
+    begin = next((length for length in lengths[:-1] if length), 1) - 1
+    return start + begin, start + sum(lengths) - bool(lengths[-1])
+
+
+def _query_rows(runs: Sequence[Run]) -> Tensor:
+    """(Q,) row index of every query: each run's are the last rows of its keys."""
+    ranges = [torch.arange(run.spans[-1][1] - (run.end - run.start), run.spans[-1][1]) for run in runs]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *ranges])
 
 
 def _joined(spans: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -182,7 +222,7 @@ def forest_attention(
 
     Args:
         module: the layer's attention module.
-        query: (1, heads, T, D) with a layout, any batch without one.
+        query: (1, heads, T, D) with a layout, or of the rows that are its queries; any batch without one.
         key: (1, key-value heads, T, D).
         value: the same shape.
         attention_mask: ignored with a layout; without one, the mask of ordinary rows.
@@ -194,7 +234,7 @@ def forest_attention(
         **kwargs: what transformers passes besides.
 
     Returns:
-        The output (1, T, heads, D), and None in place of attention weights.
+        The output (1, T, heads, D) of all queries, and None in place of attention weights.
 
     Raises:
         NotImplementedError: if the model asks for attention sinks or a position bias, which no piece here can give.
@@ -210,6 +250,9 @@ def forest_attention(
     forest_layout.windows.add(sliding_window)
     if softcap is None and dropout == 0.0 and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _attend_varlen(query, key, value, forest_layout, scaling, sliding_window)[None], None
+    if softcap is None and dropout == 0.0 and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
+        masks = [forest_layout.mask(run, sliding_window, query.dtype) for run in forest_layout.runs]
+        return attend_runs(query, key, value, forest_layout.runs, masks, scaling), None
     outputs = []
     for run in forest_layout.runs:
         keys, values = (torch.cat([x[:, :, start:end] for start, end in run.spans], dim=2) for x in (key, value))

@@ -103,8 +103,12 @@ class Backbone(nn.Module):
         """Whether the reference is an adapter of its own rather than the base."""
         return isinstance(self.model, PeftModel) and adapters.REFERENCE in self.model.peft_config
 
-    def hidden_states(self, forest: Forest) -> Tensor:
+    def hidden_states(self, forest: Forest, *, only_predictors: bool = False) -> Tensor:
         """Last hidden states (T, H) of the current role, after the final norm, one per token of the forest.
+
+        Args:
+            forest: the packed text.
+            only_predictors: (N, H) instead, one per scored token; a fused last layer then does less.
 
         Raises:
             ValueError: if a token id lies outside the embedding.
@@ -115,9 +119,12 @@ class Backbone(nn.Module):
                 f"token id {int(forest.tokens.max())} lies outside the embedding of {rows} rows: "
                 "the tokenizer does not fit the model"
             )
-        if self.layout == "forest":
-            return self._forest_states(forest, ForestLayout(forest))
-        return self._padded_states(forest)
+        if self.layout == "padded":
+            states = self._padded_states(forest)
+            return states.index_select(0, forest.predictors) if only_predictors else states
+        layout = ForestLayout(forest, trim_last_layer=only_predictors)
+        states = self._forest_states(forest, layout)
+        return layout.states_at(forest.predictors, states) if only_predictors else states
 
     def token_logprobs(
         self, forest: Forest, with_entropy: bool = False, with_log_sum_squares: bool = False
@@ -129,7 +136,7 @@ class Backbone(nn.Module):
             with_entropy: also return entropies.
             with_log_sum_squares: also return logs of the sums of squared probabilities.
         """
-        hidden = self.hidden_states(forest)[forest.predictors]
+        hidden = self.hidden_states(forest, only_predictors=True)
         weight, bias = head_parameters(self.base)
         return linear_logprobs(
             hidden,

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
+from lit_rlhf.models.fused import fuse
 from lit_rlhf.models.options import BackboneConfig
 
 OWN_ATTENTION = ("auto", "forest")
@@ -46,6 +47,8 @@ def load_causal_lm(config: BackboneConfig, device: torch.device | None = None) -
             module.support_avx512bf16_for_cpu = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.fused:
+        fuse(model)
     model.requires_grad_(False)
     return model.train()
 
