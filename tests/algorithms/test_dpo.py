@@ -65,7 +65,7 @@ def test_the_last_window_may_be_shorter(make_module, make_batches, fit, objectiv
 
 def test_the_loss_of_a_step_by_hand(make_module, make_batches, fit):
     """From the module's own log-probabilities, outside of any Trainer."""
-    module = make_module(losses=[LossTerm(losses.ipo_loss, 2.0), LossTerm(losses.sft_loss, 0.5)], beta=0.2)
+    module = make_module(losses=[LossTerm(losses.ipo_loss, 2.0), LossTerm(losses.sft_loss, 0.5)], beta=0.2, lr=0.5)
     module.configure_model()
     (batch,) = make_batches(6, 6)
     read = module(batch.micro_batches[0])
@@ -73,7 +73,11 @@ def test_the_loss_of_a_step_by_hand(make_module, make_batches, fit):
         read.chosen_logratios, read.rejected_logratios, read.chosen_lengths, read.rejected_lengths, beta=0.2
     )
     expected = 2.0 * ipo.mean() - 0.5 * read.chosen_logprobs.sum() / read.chosen_lengths.sum()
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    gradients = torch.autograd.grad(expected, list(trained.values()))
+    wanted = [p.detach() - 0.5 * gradient for p, gradient in zip(trained.values(), gradients, strict=True)]
     trainer = fit(module, [batch])
+    torch.testing.assert_close([parameter.detach() for parameter in trained.values()], wanted, rtol=1e-5, atol=1e-7)
     assert trainer.logger.column("train/loss") == pytest.approx([float(expected)], rel=1e-6)
     assert trainer.logger.column("train/loss/ipo") == pytest.approx([float(ipo.mean())], rel=1e-6)
 

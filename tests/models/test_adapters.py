@@ -45,6 +45,9 @@ def test_what_is_saved_loads_on_the_plain_base(build, stir, loaded, ragged, row_
     assert torch.equal(backbone.token_logprobs(ragged).logprobs, ours)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == backbone.base.name_or_path
+    began_by_changing_the_base = KINDS[kind].get("init") in ("pissa", "olora")
+    assert config["r"] == (8 if began_by_changing_the_base else 4)
+    assert config["init_lora_weights"] not in ("pissa", "olora")
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
 

@@ -37,6 +37,8 @@ def test_kept_under_the_name_of_the_right_response(build, pairs, tmp_path):
         reference.logprobs(swapped)
     assert torch.equal(reference.logprobs(pairs), found)
     assert (reference.cache.hits, reference.cache.misses) == (4, 4)
+    names = ["a:1#rejected", "a:1#chosen", "a:2#chosen", "a:2#rejected"]  # in the order of the row
+    assert torch.equal(reference.cache.lookup(pairs.forest, names), found)
     reference.flush()
     again = Reference(build(lora={"r": 2}), ReferenceOptions(cache=True), tmp_path)
     assert torch.equal(again.logprobs(pairs), found)
