@@ -250,7 +250,8 @@ def forest_attention(
     forest_layout.windows.add(sliding_window)
     if softcap is None and dropout == 0.0 and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _attend_varlen(query, key, value, forest_layout, scaling, sliding_window)[None], None
-    if softcap is None and dropout == 0.0 and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
+    alike = query.dtype == key.dtype == value.dtype and query.shape[-1] == value.shape[-1]  # autocast mixes types
+    if softcap is None and dropout == 0.0 and query.device.type == "cpu" and alike:
         masks = [forest_layout.mask(run, sliding_window, query.dtype) for run in forest_layout.runs]
         return attend_runs(query, key, value, forest_layout.runs, masks, scaling), None
     outputs = []
