@@ -45,11 +45,12 @@ from lit_rlhf.losses.terms import (
 )
 from lit_rlhf.losses.weighting import wpo_weights
 from lit_rlhf.metrics import PAIR_METRICS, Means, pair_rows, pair_sums, row_sums
-from lit_rlhf.models.backbone import Backbone, BackboneConfig, ReferenceKind, build_backbone, wrap_model
+from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.building import ReferenceKind, build_backbone, wrap_model
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, no_loss
-from lit_rlhf.models.options import ReferenceOptions
+from lit_rlhf.models.options import BackboneConfig, ReferenceOptions
 from lit_rlhf.models.ranks import gather_rows, num_ranks, sum_over_ranks
 from lit_rlhf.models.reference import Reference
 from lit_rlhf.schedules import WarmupDecay

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = finished_run.load_tokenizer(args.run)
     import torch
 
-    from lit_rlhf.models.backbone import build_backbone
+    from lit_rlhf.models.building import build_backbone
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = build_backbone(config, reference="none", device=device).to(device)

@@ -334,7 +334,5 @@ def _attend_varlen(
     return output
 
 
-def register() -> None:
-    """Make the attention known to transformers under :data:`FOREST_ATTENTION`. Repeating it does no harm."""
-    AttentionInterface.register(FOREST_ATTENTION, forest_attention)
-    AttentionMaskInterface.register(FOREST_ATTENTION, sdpa_mask)
+AttentionInterface.register(FOREST_ATTENTION, forest_attention)
+AttentionMaskInterface.register(FOREST_ATTENTION, sdpa_mask)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,32 +21,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_rlhf.models import adapters
-from lit_rlhf.models.attention import FOREST_ATTENTION, ForestLayout, register
+from lit_rlhf.models.attention import FOREST_ATTENTION, ForestLayout
 from lit_rlhf.models.head import head_parameters, logit_transform
 from lit_rlhf.models.layout import Layout, probe_forest, set_attention, unseen_limit
 from lit_rlhf.models.linear_logprobs import LogitTransform, TokenLogprobs, linear_logprobs
-from lit_rlhf.models.loading import OWN_ATTENTION, evaluating, load_causal_lm
-from lit_rlhf.models.options import BackboneConfig, LoraOptions
+from lit_rlhf.models.loading import OWN_ATTENTION, evaluating
 from lit_rlhf.models.padded import unfold
 from lit_rlhf.types import Forest
 
-__all__ = ["Backbone", "BackboneConfig", "LoraOptions", "Role", "build_backbone", "wrap_model"]
-
 Role = Literal["policy", "reference"]
-ReferenceKind = Literal["none", "fixed", "moving"]
 
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "use_cache")
 """Entries of a config that say nothing about what the model computes."""
 
 
 class Backbone(nn.Module):
-    """A causal language model with roles. Make one with :func:`build_backbone`, or wrap a model of your own.
+    """A causal language model with roles. Make one by :mod:`lit_rlhf.models.building`.
 
     Args:
         model: the policy: a Hugging Face causal language model, or a PEFT model, whose active adapter is the policy.
         reference_model: a frozen second model that plays the reference; None = the reference is an adapter named
             ``reference`` where there is one, else the model with its adapters off.
-        attention: as in :class:`BackboneConfig`.
+        attention: as in :class:`lit_rlhf.models.options.BackboneConfig`.
     """
 
     def __init__(
@@ -199,7 +194,6 @@ class Backbone(nn.Module):
         if self.attention not in OWN_ATTENTION:
             return "padded"
         models, before = self._models(), self.base.config._attn_implementation
-        register()
         set_attention(models, FOREST_ATTENTION)
         reason = self._refusal(probe, expected)
         if reason is None:
@@ -334,62 +328,9 @@ class Backbone(nn.Module):
                 continue
             flat = parameter.detach().flatten()
             sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu()
-            digest.update(f"{name} {tuple(parameter.shape)} {float(flat.double().sum())}".encode())
+            digest.update(f"{name} {tuple(parameter.shape)} {float(flat.sum(dtype=torch.float64))}".encode())
             digest.update(sample.numpy().tobytes())
         return digest.hexdigest()
-
-
-def build_backbone(
-    config: BackboneConfig,
-    *,
-    reference: ReferenceKind = "fixed",
-    device: torch.device | None = None,
-) -> Backbone:
-    """Load the base model and put the roles on it.
-
-    Args:
-        config: what to load.
-        reference: "none" where no reference is needed; "moving" where it must have weights of its own.
-        device: where quantised weights are made; None = CPU.
-
-    Raises:
-        ValueError: for what :func:`lit_rlhf.models.loading.load_causal_lm` and the adapters refuse.
-    """
-    model = load_causal_lm(config, device)
-    if not config.lora.enabled:
-        second = load_causal_lm(config, device).eval() if reference != "none" else None
-        model.requires_grad_(True)
-        return Backbone(model, second, config.attention)
-    if config.adapter is None:
-        policy = adapters.new_adapter(model, config.lora)
-    else:
-        policy = adapters.load_adapter(model, config.adapter, config.lora.dropout)
-    if config.adapter is None and config.lora.init in adapters.MUTATING:
-        adapters.copy_adapter(policy, adapters.POLICY, adapters.BEGINNING)
-    if reference == "moving" or (reference == "fixed" and config.adapter is not None):
-        adapters.copy_adapter(policy, adapters.POLICY, adapters.REFERENCE)
-    return Backbone(policy, None, config.attention)
-
-
-def wrap_model(model: PreTrainedModel | PeftModel, *, reference: ReferenceKind = "fixed") -> Backbone:
-    """Put roles on a model that you made yourself. It is used as it is: its dropout, too, is yours.
-
-    Args:
-        model: a Hugging Face causal language model, which is then trained whole beside a frozen copy, or a PEFT model,
-            whose active adapter is trained; what it computes at this moment is the reference.
-        reference: as for :func:`build_backbone`.
-    """
-    if not isinstance(model, PeftModel):
-        second = None
-        if reference != "none":
-            second = deepcopy(model).eval()
-            second.requires_grad_(False)
-        return Backbone(model, second)
-    adapters.refuse_learned_prompt(model)
-    begun = not adapters.is_fresh(model, model.active_adapter)
-    if reference == "moving" or (reference == "fixed" and begun):
-        adapters.copy_adapter(model, model.active_adapter, adapters.REFERENCE)
-    return Backbone(model)
 
 
 def _until_stop(tokens: list[int], stops: set[int]) -> list[int]:

@@ -41,16 +41,23 @@ def load_causal_lm(config: BackboneConfig, device: torch.device | None = None) -
         raise ValueError(f"backbone.name_or_path '{config.name_or_path}' cannot be loaded: {_first(error)}") from error
     _switch_dropout_off(model_config)
     model = _from_pretrained(name, model_config, config, device)
-    for module in model.modules():
-        # On CPUs with AVX512-bf16 the first forward in evaluation mode repacks the weight for good, and changes it.
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+    keep_four_bits_as_they_are(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.fused:
         fuse(model)
     model.requires_grad_(False)
     return model.train()
+
+
+def keep_four_bits_as_they_are(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights at the first forward in evaluation mode.
+
+    On CPUs with AVX512-bf16 it does so in place and for good, and what the layer computes is another thing afterwards.
+    """
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.packing import TokenPair, pack_pairs
 from lit_rlhf.algorithms.dpo import DPOModule
-from lit_rlhf.models.backbone import BackboneConfig, LoraOptions
+from lit_rlhf.models.options import BackboneConfig, LoraOptions
 
 
 class Memory(Logger):

@@ -12,8 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.nn.functional import logsigmoid
 from torch.utils.data import DataLoader
 
-from lit_rlhf.models.backbone import Backbone, BackboneConfig, build_backbone
-from lit_rlhf.models.options import LoraOptions
+from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.building import build_backbone
+from lit_rlhf.models.options import BackboneConfig, LoraOptions
 from lit_rlhf.types import Forest, PreferenceBatch, PreferencePairs, Segment
 
 PROMPTS = ("What is the capital of France?", "Tell me a story.", "Thank you")

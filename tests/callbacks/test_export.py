@@ -8,8 +8,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_rlhf.callbacks.export import AdapterExport
-from lit_rlhf.models.backbone import BackboneConfig, build_backbone
-from lit_rlhf.models.options import LoraOptions
+from lit_rlhf.models.building import build_backbone
+from lit_rlhf.models.options import BackboneConfig, LoraOptions
 
 TOKENS = torch.tensor([[1, 20, 31, 42]])
 

@@ -46,8 +46,8 @@ def test_greedy_or_sampled_it_leaves_training_as_it_was(train, policy, tiny_llam
         return [weight.detach().clone() for weight in ours.parameters() if weight.requires_grad], torch.rand(3)
 
     def fresh():
-        from lit_rlhf.models.backbone import BackboneConfig, build_backbone
-        from lit_rlhf.models.options import LoraOptions
+        from lit_rlhf.models.building import build_backbone
+        from lit_rlhf.models.options import BackboneConfig, LoraOptions
 
         return build_backbone(BackboneConfig(str(tiny_llama()), lora=LoraOptions(r=4, dropout=0.3)), reference="none")
 

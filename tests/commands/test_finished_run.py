@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lit_rlhf.commands.finished_run import backbone_config, base_of, is_adapter, load_tokenizer
-from lit_rlhf.models.backbone import build_backbone
+from lit_rlhf.models.building import build_backbone
 
 
 def test_a_run_names_its_base(finished_run, tiny_llama):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lit_rlhf.models.backbone import BackboneConfig, LoraOptions, build_backbone
+from lit_rlhf.models.building import build_backbone
+from lit_rlhf.models.options import BackboneConfig, LoraOptions
 from lit_rlhf.types import Forest, Segment
 
 

@@ -10,7 +10,7 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForCausalLM
 
 from lit_rlhf.models import adapters
-from lit_rlhf.models.backbone import wrap_model
+from lit_rlhf.models.building import wrap_model
 
 KINDS = {
     "default": {},

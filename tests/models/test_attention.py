@@ -28,7 +28,7 @@ from transformers import (
 
 from lit_rlhf.models import attention
 from lit_rlhf.models.attention import ForestLayout, Run, forest_attention
-from lit_rlhf.models.backbone import wrap_model
+from lit_rlhf.models.building import wrap_model
 
 SHAPE = {
     "vocab_size": 320,

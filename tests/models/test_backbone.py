@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     BambaConfig,
     BambaForCausalLM,
@@ -14,7 +13,6 @@ from transformers import (
     GPT2LMHeadModel,
     GptOssConfig,
     GptOssForCausalLM,
-    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     PhimoeConfig,
@@ -22,7 +20,8 @@ from transformers import (
 )
 
 from lit_rlhf.models.attention import FOREST_ATTENTION
-from lit_rlhf.models.backbone import BackboneConfig, LoraOptions, build_backbone, wrap_model
+from lit_rlhf.models.building import build_backbone, wrap_model
+from lit_rlhf.models.options import BackboneConfig, LoraOptions
 
 EXACT = {
     "plain": {},
@@ -268,41 +267,6 @@ def test_a_moving_reference(build, stir, kind):
 def test_the_base_cannot_move(build):
     with pytest.raises(ValueError, match="the frozen base, which cannot move"):
         build().move_reference(0.5)
-
-
-@pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("reference", ["none", "fixed", "moving"])
-def test_a_peft_model_of_your_own(tiny_llama, stir, ragged, begun, reference):
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    mine = get_peft_model(LlamaForCausalLM.from_pretrained(tiny_llama()), config)
-    if begun:
-        stir(mine)
-    backbone = wrap_model(mine, reference=reference)
-    assert backbone.model is mine
-    assert ("reference" in mine.peft_config) == (reference == "moving" or (reference == "fixed" and begun))
-    before = backbone.token_logprobs(ragged).logprobs.detach()
-    stir(mine, seed=1)
-    if reference != "none":
-        with backbone.role("reference"):
-            torch.testing.assert_close(backbone.token_logprobs(ragged).logprobs, before)
-    assert {name.split(".")[-2] for name in backbone.checkpointed_names} <= {"default", "reference"}
-
-
-def test_prompts_that_are_learned_are_refused(tiny_llama):
-    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    mine = get_peft_model(LlamaForCausalLM.from_pretrained(tiny_llama()), config)
-    with pytest.raises(ValueError, match="PROMPT_TUNING"):
-        wrap_model(mine)
-
-
-def test_a_model_of_your_own(tiny_llama, stir, ragged):
-    backbone = stir(wrap_model(LlamaForCausalLM.from_pretrained(tiny_llama())))
-    plain = LlamaForCausalLM.from_pretrained(tiny_llama())
-    assert not any(parameter.requires_grad for parameter in backbone.reference_model.parameters())
-    with backbone.role("reference"):
-        ours = backbone.token_logprobs(ragged).logprobs
-    torch.testing.assert_close(ours, wrap_model(plain, reference="none").token_logprobs(ragged).logprobs)
 
 
 @pytest.mark.parametrize("options", [{}, {"quantization": "nf4"}, {"lora": {"enabled": False}}])

@@ -23,7 +23,7 @@ from transformers.models.gpt_neox import GPTNeoXConfig, GPTNeoXForCausalLM
 from lit_rlhf.models import fused
 from lit_rlhf.models.adapters import POLICY, REFERENCE, active_adapter, copy_adapter
 from lit_rlhf.models.attention import ForestLayout
-from lit_rlhf.models.backbone import wrap_model
+from lit_rlhf.models.building import wrap_model
 from lit_rlhf.models.fused import fuse
 
 SHAPE = {

@@ -1,0 +1,71 @@
+"""Making a backbone: from a config, or around a model that somebody else made."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Literal
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from lit_rlhf.models import adapters
+from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.loading import keep_four_bits_as_they_are, load_causal_lm
+from lit_rlhf.models.options import BackboneConfig
+
+ReferenceKind = Literal["none", "fixed", "moving"]
+
+
+def build_backbone(
+    config: BackboneConfig,
+    *,
+    reference: ReferenceKind = "fixed",
+    device: torch.device | None = None,
+) -> Backbone:
+    """Load the base model and put the roles on it.
+
+    Args:
+        config: what to load.
+        reference: "none" where no reference is needed; "moving" where it must have weights of its own.
+        device: where quantised weights are made; None = CPU.
+
+    Raises:
+        ValueError: for what :func:`lit_rlhf.models.loading.load_causal_lm` and the adapters refuse.
+    """
+    model = load_causal_lm(config, device)
+    if not config.lora.enabled:
+        second = load_causal_lm(config, device).eval() if reference != "none" else None
+        model.requires_grad_(True)
+        return Backbone(model, second, config.attention)
+    if config.adapter is None:
+        policy = adapters.new_adapter(model, config.lora)
+    else:
+        policy = adapters.load_adapter(model, config.adapter, config.lora.dropout)
+    if config.adapter is None and config.lora.init in adapters.MUTATING:
+        adapters.copy_adapter(policy, adapters.POLICY, adapters.BEGINNING)
+    if reference == "moving" or (reference == "fixed" and config.adapter is not None):
+        adapters.copy_adapter(policy, adapters.POLICY, adapters.REFERENCE)
+    return Backbone(policy, None, config.attention)
+
+
+def wrap_model(model: PreTrainedModel | PeftModel, *, reference: ReferenceKind = "fixed") -> Backbone:
+    """Put roles on a model that you made yourself. It is used as it is: its dropout, too, is yours.
+
+    Args:
+        model: a Hugging Face causal language model, which is then trained whole beside a frozen copy, or a PEFT model,
+            whose active adapter is trained; what it computes at this moment is the reference.
+        reference: as for :func:`build_backbone`.
+    """
+    keep_four_bits_as_they_are(model)
+    if not isinstance(model, PeftModel):
+        second = None
+        if reference != "none":
+            second = deepcopy(model).eval()
+            second.requires_grad_(False)
+        return Backbone(model, second)
+    adapters.refuse_learned_prompt(model)
+    begun = not adapters.is_fresh(model, model.active_adapter)
+    if reference == "moving" or (reference == "fixed" and begun):
+        adapters.copy_adapter(model, model.active_adapter, adapters.REFERENCE)
+    return Backbone(model)
