@@ -39,7 +39,7 @@ class SampleTable(Callback):
     Args:
         num_prompts: how many prompts.
         max_new_tokens: most tokens of an answer.
-        temperature: of the samples; 0 takes the likeliest token each time.
+        temperature: of the samples, which are drawn with one seed each time; 0 takes the likeliest token.
         tokenizer: a tokenizer or its name; None = that of the data module.
     """
 
@@ -47,7 +47,7 @@ class SampleTable(Callback):
         self,
         num_prompts: int = 4,
         max_new_tokens: int = 64,
-        temperature: float = 0.0,
+        temperature: float = 1.0,
         tokenizer: PreTrainedTokenizerBase | str | None = None,
     ) -> None:
         self.num_prompts = num_prompts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,16 @@ _HEADLINES = ("sampled_win_rate", "sampled_score", "rewards/accuracy", "rewards/
 """Metrics that come first on the last screen."""
 
 _NEXT = """\
-lit-rlhf generate {folder} --prompt "..."
-lit-rlhf export {folder} --out {folder}-merged --merge"""
+{command} generate {folder} --prompt "..."
+{command} export {folder} --out {folder}-merged --merge"""
+
+
+def command() -> str:
+    """What to type to run this package here: its script where the shell finds it, else this interpreter."""
+    if shutil.which("lit-rlhf"):
+        return "lit-rlhf"
+    python, here = Path(sys.executable), Path.cwd()
+    return f"{python.relative_to(here) if python.is_relative_to(here) else python} -m lit_rlhf"
 
 
 class RunSummary(Callback):
@@ -81,7 +91,7 @@ class RunSummary(Callback):
             Text.assemble(("answers           ", "bold"), str(folder / "samples.jsonl")),
             "",
             Text("next", style="bold"),
-            Text(_NEXT.format(folder=folder), style="cyan"),
+            Text(_NEXT.format(command=command(), folder=folder), style="cyan"),
         ]
         title = f"done: {num_steps} steps in {seconds // 60}:{seconds % 60:02d}"
         return Panel(Group(*parts), title=title, title_align="left", box=box.ROUNDED, padding=(1, 2))

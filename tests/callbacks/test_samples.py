@@ -22,7 +22,7 @@ def test_prompts_are_the_roots_that_have_children():
 
 
 def test_before_and_after(train, policy, tiny_tokenizer, tmp_path, capsys):
-    table = SampleTable(num_prompts=2, max_new_tokens=4, tokenizer=tiny_tokenizer)
+    table = SampleTable(num_prompts=2, max_new_tokens=4, temperature=0.0, tokenizer=tiny_tokenizer)
     train(policy(), table, num_sanity_val_steps=1, max_epochs=2)
     rows = rows_of(tmp_path)
     assert [row["step"] for row in rows] == [0, 0, 3, 3, 6, 6]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
+from pathlib import Path
 
-from lit_rlhf.callbacks.summary import RunSummary
+from lit_rlhf.callbacks.summary import RunSummary, command
 
 
 def test_it_says_what_is_trained_what_was_learnt_where_it_lies_and_what_to_type(train, policy, tmp_path, capsys):
@@ -17,7 +20,7 @@ def test_it_says_what_is_trained_what_was_learnt_where_it_lies_and_what_to_type(
     assert re.search(rf"loss +{before:.4g} +{after:.4g}", out)
     assert "done: 6 steps" in out
     assert "after (step 6)" in out
-    assert "lit-rlhf generate" in out
+    assert "generate" in out
 
 
 def test_without_validation_it_says_the_rest(train, policy, capsys):
@@ -34,3 +37,13 @@ def test_a_resumed_run_compares_with_the_beginning_of_the_first(train, policy, t
     second = RunSummary()
     train(policy(), second, num_sanity_val_steps=-1, max_epochs=2, ckpt_path=tmp_path / "cut.ckpt")
     assert second.first == first.first
+
+
+def test_what_to_type_works_where_the_script_is_not_on_the_path(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert command() == "lit-rlhf"
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "executable", str(Path.cwd() / ".venv" / "bin" / "python"))
+    assert command() == ".venv/bin/python -m lit_rlhf"
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    assert command() == "/usr/bin/python3 -m lit_rlhf"
