@@ -10,18 +10,18 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class WarmupDecay(LambdaLR):
-    """Rise linearly from 0, then decay over what is left of the run; stepped once per optimizer step.
+    """Rise linearly from 0, then stay or fall over what is left of the run; stepped once per optimizer step.
 
     Args:
         optimizer: whose learning rates are scheduled.
         warmup_steps: optimizer steps of the rise; below 1 a fraction of the run.
-        decay: shape of the fall: "linear" or "cosine"; "constant" does not fall.
+        decay: "constant" stays at the peak; "linear" and "cosine" fall from it.
         final_fraction: of the peak, reached at the last step, 0-1.
 
     Example:
         >>> import torch
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        >>> schedule = WarmupDecay(optimizer, warmup_steps=2).over(10)
+        >>> schedule = WarmupDecay(optimizer, warmup_steps=2, decay="linear").over(10)
         >>> [round(schedule.factor(step), 2) for step in (0, 1, 2, 6, 10)]
         [0.5, 1.0, 1.0, 0.5, 0.0]
     """
@@ -30,7 +30,7 @@ class WarmupDecay(LambdaLR):
         self,
         optimizer: Optimizer,
         warmup_steps: float = 0,
-        decay: Literal["linear", "cosine", "constant"] = "linear",
+        decay: Literal["constant", "linear", "cosine"] = "constant",
         final_fraction: float = 0.0,
     ) -> None:
         if warmup_steps < 0 or not 0.0 <= final_fraction <= 1.0:

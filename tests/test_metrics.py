@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_rlhf.losses.terms import PairLogprobs
-from lit_rlhf.metrics import PAIR_METRICS, Means, pair_rows, pair_sums, row_sums
+from lit_rlhf.metrics import PAIR_METRICS, Means, Throughput, pair_rows, pair_sums, row_sums
 from lit_rlhf.types import Forest, PreferenceBatch, PreferencePairs, Segment
 
 # Four pairs: won and longer, lost and longer, won and shorter, a tie.
@@ -127,3 +127,14 @@ def test_half_precision_does_not_reach_the_sums():
         means.update({"a": (1000.0, 999)})
         means.update({"a": (1.0, 1)})
     assert float(means.compute()["a"]) == pytest.approx(1.001, rel=1e-6)
+
+
+def test_throughput_leaves_pauses_out(monkeypatch):
+    clock = iter([0.0, 2.0, 7.0, 4.0 + 5.0])  # made, paused, went on, asked: 4 seconds of training
+    monkeypatch.setattr("lit_rlhf.metrics.time.monotonic", lambda: next(clock))
+    throughput = Throughput()
+    throughput.add(100)
+    throughput.pause()
+    throughput.go_on()
+    throughput.add(20)
+    assert throughput.rate() == 30.0

@@ -41,19 +41,19 @@ def test_rates_by_hand(options, expected):
 
 
 def test_it_stays_at_the_floor_after_the_end():
-    made = schedule(3, final_fraction=0.25)
+    made = schedule(3, decay="linear", final_fraction=0.25)
     assert rates(made, 6)[3:] == pytest.approx([0.5] * 3)
 
 
 def test_a_restart_goes_on_and_may_be_longer():
-    whole = rates(schedule(8, warmup_steps=2), 8)
-    first = schedule(8, warmup_steps=2)
+    whole = rates(schedule(8, warmup_steps=2, decay="linear"), 8)
+    first = schedule(8, warmup_steps=2, decay="linear")
     rates(first, 3)
-    again = schedule(8, warmup_steps=2)
+    again = schedule(8, warmup_steps=2, decay="linear")
     again.load_state_dict(first.state_dict())
     again.optimizer.load_state_dict(first.optimizer.state_dict())
     assert rates(again, 5) == pytest.approx(whole[3:])
-    longer = schedule(80, warmup_steps=2)
+    longer = schedule(80, warmup_steps=2, decay="linear")
     longer.load_state_dict(first.state_dict())
     assert longer.total_steps == 80
 

@@ -17,7 +17,6 @@ Where we depart, and why:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -44,7 +43,7 @@ from lit_rlhf.losses.terms import (
     reward_scale,
 )
 from lit_rlhf.losses.weighting import wpo_weights
-from lit_rlhf.metrics import PAIR_METRICS, Means, pair_rows, pair_sums, row_sums
+from lit_rlhf.metrics import PAIR_METRICS, Means, Throughput, pair_rows, pair_sums, row_sums
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.building import ReferenceKind, build_backbone, wrap_model
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
@@ -67,13 +66,7 @@ class _Coupled(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """What a micro-batch came to.
-
-    Args:
-        pairs: what the losses read.
-        losses: (K, B) each loss of each pair, weighted by WPO where asked.
-        sums: for each metric its sum and count.
-    """
+    """What a micro-batch came to: what its losses read, the (K, B) losses, and each metric's sum and count."""
 
     pairs: PairLogprobs
     losses: Tensor
@@ -113,7 +106,7 @@ class DPOModule(LightningModule):
         use_weighting: bool = False,
         reference: ReferenceOptions = _FIXED_LIVE,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0),
-        lr_scheduler: LRSchedulerCallable = lambda optimizer: WarmupDecay(optimizer, decay="constant"),
+        lr_scheduler: LRSchedulerCallable = WarmupDecay,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["backbone", "losses", "divergence", "reference", "optimizer", "lr_scheduler"])
@@ -140,7 +133,7 @@ class DPOModule(LightningModule):
         self._reference: Reference | None = None
         self._window = StepWindow[PreferencePairs]()
         self._totals = torch.zeros(len(self.losses))
-        self._num_tokens, self._since = 0, time.monotonic()
+        self._throughput = Throughput()
 
     def configure_model(self) -> None:
         """Load the backbone, here and not earlier, so that a Trainer has its devices by then."""
@@ -176,7 +169,7 @@ class DPOModule(LightningModule):
         scored = self._score(micro_batch.pairs, micro_batch.terms)
         refuse_nonfinite(scored.losses, micro_batch.pairs.rows, self.global_step)
         self.train_means.update(scored.sums)
-        self._num_tokens += num_sequence_tokens(micro_batch.pairs.forest)
+        self._throughput.add(num_sequence_tokens(micro_batch.pairs.forest))
         weights = scored.losses.new_tensor([term.weight for term in self.losses])
         return (weights * scored.losses.sum(1) / self._totals).sum()
 
@@ -286,7 +279,15 @@ class DPOModule(LightningModule):
     def on_fit_start(self) -> None:
         """Choose the layout, and say so."""
         self.model.prepare()
-        self._since = time.monotonic()
+        self._throughput = Throughput()
+
+    def on_validation_start(self) -> None:
+        """Validation is not training time."""
+        self._throughput.pause()
+
+    def on_validation_end(self) -> None:
+        """Training time goes on."""
+        self._throughput.go_on()
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all held-out pairs."""
@@ -319,9 +320,7 @@ class DPOModule(LightningModule):
     def _log_training(self) -> None:
         """The means since the last time. Logged before the step ends, so that a checkpoint finds them reset."""
         self._log_means("train", self.train_means, prog_bar=True)
-        now = time.monotonic()
-        rate = sum_over_ranks(torch.tensor(float(self._num_tokens), device=self.device)) / (now - self._since)
-        self._num_tokens, self._since = 0, now
+        rate = sum_over_ranks(torch.tensor(self._throughput.rate(), device=self.device))
         self.log_dict({"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"], "train/tokens_per_second": rate})
 
     def _log_means(self, stage: str, means: Means, prog_bar: bool = False) -> None:
