@@ -107,7 +107,7 @@ class OpenSource:
         self.files = () if rows is not None else find_files(source.path)
         self.source = replace(source, split=source.split or split)
         self.weight = source.weight
-        self.name = source.name or source.path
+        self.name = source.name or shown(source.path)
 
     @cached_property
     def num_rows(self) -> int | None:
@@ -124,10 +124,10 @@ class OpenSource:
         """What must not change between a checkpoint and its resumption: files, sizes, weight."""
         if self.rows is not None:
             content: Any = zlib.crc32(repr(self.rows[:1]).encode() + repr(self.rows[-1:]).encode())
-            return [self.name, self.weight, len(self.rows), content]
+            return [self.source.name, self.weight, len(self.rows), content]
         files = [[file.name, file.stat().st_size] for file in self.files]
         source = self.source
-        return [self.name, self.weight, *(files or [[source.config, source.split, source.revision]])]
+        return [source.name, self.weight, *(files or [[source.path, source.config, source.split, source.revision]])]
 
     def read(self) -> Iterator[Row]:
         """Yield every row in order."""
@@ -135,7 +135,7 @@ class OpenSource:
             numbered = enumerate(self.rows, start=1)
         elif self.files:
             for file in self.files:
-                yield from (Row(f"{file.name}:{number}", self.name, data) for number, data in read_file(file))
+                yield from (Row(f"{shown(file)}:{number}", self.name, data) for number, data in read_file(file))
             return
         else:
             numbered = enumerate(self._hub(), start=1)
@@ -166,6 +166,15 @@ def open_sources(like: SourceLike, split: str) -> list[OpenSource]:
         return [OpenSource(Source(split), rows=several)]
     sources = [one if isinstance(one, Source) else Source(str(one)) for one in several]
     return [OpenSource(source, "test" if split == "predict" else split) for source in sources]
+
+
+def shown(path: str | Path) -> str:
+    """What a path is called in addresses and names: seen from the working directory where it lies in it.
+
+    The whole path and not the file's name alone, because the files of two folders are often called alike.
+    """
+    place = Path(path)
+    return str(place.relative_to(Path.cwd())) if place.is_absolute() and place.is_relative_to(Path.cwd()) else str(path)
 
 
 def find_files(path: str) -> tuple[Path, ...]:

@@ -138,7 +138,7 @@ def test_a_second_fit_begins_anew(tmp_path, make_data):
         ({"seed": 1}, r"data\.seed is 1, but the checkpoint was saved with 0"),
         ({"batch_size": 8}, r"data\.batch_size is 8, but the checkpoint was saved with 4"),
         ({"shuffle_buffer": 9}, r"data\.shuffle_buffer is 9"),
-        ({"train": ROWS[:-1]}, r"data\.train is \[\['train', 1\.0, 21, "),
+        ({"train": ROWS[:-1]}, r"data\.train is \[\[None, 1\.0, 21, "),
     ],
 )
 def test_another_stream_is_refused_on_resume(make_data, options, message):

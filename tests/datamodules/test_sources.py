@@ -74,7 +74,7 @@ def test_folder_glob_and_list(tmp_path):
     (tmp_path / "deep").mkdir()
     first, second = write(tmp_path / "a.jsonl", LINES), write(tmp_path / "deep" / "b.json", json.dumps(ROWS[:2]))
     write(tmp_path / "notes.txt", "not data")
-    both = numbered("a.jsonl") + numbered("b.json", ROWS[:2])
+    both = numbered("a.jsonl") + numbered("deep/b.json", ROWS[:2])
     assert rows_of(str(tmp_path)) == both
     assert rows_of(str(tmp_path / "**" / "*.json*")) == both
     assert rows_of([str(first), Source(str(second))]) == both
@@ -183,3 +183,13 @@ def test_fingerprint_sees_change(tmp_path):
     prints.append(OpenSource(Source(str(path))).fingerprint)
     prints += [OpenSource(Source("train"), rows=rows).fingerprint for rows in (ROWS, ROWS[:4], ROWS[1:])]
     assert len({json.dumps(one) for one in prints}) == len(prints)
+
+
+def test_files_of_the_same_name_have_addresses_apart(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "train.jsonl", json.dumps(ROWS[0]))
+    assert [address for address, _ in rows_of(["a/train.jsonl", str(tmp_path / "b" / "train.jsonl")])] == [
+        "a/train.jsonl:1",
+        "b/train.jsonl:1",
+    ]
