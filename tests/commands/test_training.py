@@ -76,7 +76,7 @@ def test_the_last_screen_says_what_was_learnt_and_what_to_type(fit, tmp_path, ca
     assert "done: 4 steps" in out
     assert "rewards/accuracy" in out
     assert "before (step 0)" in out
-    assert "lit-rlhf generate" in out
+    assert "generate" in out
     assert "GPU available" not in out
 
 
