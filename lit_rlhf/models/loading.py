@@ -113,6 +113,8 @@ def _from_pretrained(
     quantization = quantization_config(config.quantization, dtype)
     placement = {"": device or torch.device("cpu")} if quantization is not None else None
     attention = None if config.attention in OWN_ATTENTION else config.attention
+    if attention is None and model_config.get_text_config().to_dict().get("attn_logit_softcapping"):
+        attention = "eager"  # older transformers choose sdpa here, which leaves the soft cap out
     try:
         model, loading = cast(Any, AutoModelForCausalLM).from_pretrained(
             name,

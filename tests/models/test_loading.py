@@ -129,3 +129,12 @@ def test_evaluating_restores_each_part_after_an_exception():
 
 def test_a_module_without_a_trainer_has_no_device():
     assert root_device(LightningModule()) is None
+
+
+def test_a_soft_cap_is_never_left_out(tmp_path):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0}
+    Gemma2ForCausalLM(Gemma2Config(**shape, **heads, attn_logit_softcapping=2.0)).save_pretrained(tmp_path)
+    assert load_causal_lm(BackboneConfig(str(tmp_path))).config._attn_implementation == "eager"
