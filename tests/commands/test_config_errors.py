@@ -30,7 +30,7 @@ WORDS = {
     "--model.betta=3": "model.betta: unknown key; did you mean 'beta'?",
     "--model.backbone.lora.rr=3": "model.backbone.lora.rr: unknown key; did you mean 'r'?",
     "--data.batchsize=3": "data.batchsize: unknown key; did you mean 'batch_size'?",
-    "--model.reference.cach=true": "model.reference.cach: unknown key; did you mean 'cache'?",
+    "--model.reference.kache=true": "model.reference.kache: unknown key; did you mean 'cache'?",
     "--trainer.max_stepps=3": "trainer.max_stepps: unknown key; did you mean 'max_steps'?",
 }
 
