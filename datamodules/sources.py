@@ -165,7 +165,10 @@ def open_sources(like: SourceLike, split: str) -> list[OpenSource]:
     if isinstance(several[0], Mapping):
         return [OpenSource(Source(split), rows=several)]
     sources = [one if isinstance(one, Source) else Source(str(one)) for one in several]
-    return [OpenSource(source, "test" if split == "predict" else split) for source in sources]
+    try:
+        return [OpenSource(source, "test" if split == "predict" else split) for source in sources]
+    except ValueError as error:
+        raise ValueError(f"data.{split}: {error}") from None
 
 
 def shown(path: str | Path) -> str:

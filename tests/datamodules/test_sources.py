@@ -193,3 +193,8 @@ def test_files_of_the_same_name_have_addresses_apart(tmp_path):
         "a/train.jsonl:1",
         "b/train.jsonl:1",
     ]
+
+
+def test_what_is_missing_is_told_with_its_key():
+    with pytest.raises(ValueError, match=r"^data\.validation: no file 'gone\.jsonl'"):
+        open_sources("gone.jsonl", "validation")
