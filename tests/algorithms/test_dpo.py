@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 from lit_rlhf import losses
 from lit_rlhf.algorithms.dpo import DPOModule
 from lit_rlhf.losses.terms import LossTerm
+from lit_rlhf.metrics import Throughput
 from lit_rlhf.models.options import ReferenceOptions
 from lit_rlhf.types import PreferenceBatch
 
@@ -415,3 +416,21 @@ def test_checkpoints_of_other_models_are_refused(make_module, make_batches, fit,
     ):
         with pytest.raises(ValueError, match=message):
             fit(make_module(**options), make_batches(8, 4), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_the_clock_stands_still_while_it_validates(make_module, make_batches, fit, monkeypatch):
+    calls = []
+
+    class Recorded(Throughput):
+        def pause(self):
+            calls.append("pause")
+
+        def go_on(self):
+            calls.append("go on")
+
+        def add(self, num_tokens):
+            calls.append("train")
+
+    monkeypatch.setattr("lit_rlhf.algorithms.dpo.Throughput", Recorded)
+    fit(make_module(), make_batches(4, 4), max_epochs=2, validation=make_batches(4, 4))
+    assert calls == ["pause", "go on", *["train", "pause", "go on"] * 2]  # the first is the check before training
