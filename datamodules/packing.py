@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from lit_rlhf.types import Forest, PreferenceBatch, PreferencePairs, Segment
+from lit_rlhf.types import Cursor, Forest, PreferenceBatch, PreferencePairs, Segment
 
 
 class TokenPair(NamedTuple):
@@ -39,7 +39,7 @@ def pack_pairs(
     pairs: Sequence[TokenPair],
     token_budget: int,
     notes: Mapping[str, int] | None = None,
-    cursor: tuple[int, int] = (0, 0),
+    cursor: Cursor = Cursor(),
 ) -> PreferenceBatch:
     """Make the batch of one optimizer step.
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Message = dict[str, Any]
-Text = str | list[Message]
+Text = str | list[Message] | list[int]
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 # Arguments of `apply_chat_template` that decide what a rendering means; a row may not set them.
@@ -45,6 +45,60 @@ class BadRowError(ValueError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class Layout(NamedTuple):
+    """How a source departs from the usual names.
+
+    Args:
+        columns: the names that forms are read by -> the names of this source: ``{"prompt": "question"}``.
+        tags: names inside turns and their values, by the keys of LLaMA-Factory: ``role_tag``, ``content_tag``,
+            ``user_tag``, ``assistant_tag``, ``observation_tag``, ``function_tag``, ``system_tag``.
+    """
+
+    columns: Mapping[str, str] = {}
+    tags: Mapping[str, str] = {}
+
+
+class Response(NamedTuple):
+    """One answer to a prompt.
+
+    Args:
+        text: what follows the prompt: text, messages or token ids, of the prompt's kind.
+        rank: place among the responses of its row, 0 the best; responses of equal rank are not preferred to each other.
+            A thumb up is rank 0, a thumb down rank 1.
+        score: how good it is in the unit of the data, higher better; None where only the order is known.
+        label: True = thumb up, False = thumb down, None = not judged alone.
+    """
+
+    text: Text
+    rank: int = 0
+    score: float | None = None
+    label: bool | None = None
+
+
+class Record(NamedTuple):
+    """What a row says, whatever form it had.
+
+    Args:
+        form: name of the form that the row was read by.
+        prompt: text, messages, or token ids; may be empty.
+        responses: none for a prompt alone, one for an instruction or a thumb, two or more for a preference.
+        margin: by how much the first of two responses is better, in the unit of the data; 0 where unknown.
+        tools: JSON schemas of functions, for the chat template.
+        template_kwargs: further variables for the chat template.
+        columns: all columns that the form did not read; they reach the reward function.
+        images: references to pictures as the row gives them, in the order of their marks.
+    """
+
+    form: str
+    prompt: Text
+    responses: tuple[Response, ...] = ()
+    margin: float = 0.0
+    tools: list[Any] | None = None
+    template_kwargs: Mapping[str, Any] = {}
+    columns: Mapping[str, Any] = {}
+    images: tuple[Any, ...] = ()
 
 
 class PreferenceRecord(NamedTuple):

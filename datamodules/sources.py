@@ -15,7 +15,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +43,9 @@ class Source:
         split: split of a hub data set; ``train``, ``validation`` or ``test`` after its use unless given.
         config: configuration of a hub data set.
         revision: branch, tag or commit of a hub data set.
+        columns: names of this source's columns, by the names that the row forms are read by: ``{prompt: question}``.
+        tags: names used inside conversations, by LLaMA-Factory's keys: ``{role_tag: speaker, user_tag: USER}``.
+        limit: read only this many rows, from the first.
     """
 
     path: str
@@ -51,6 +54,9 @@ class Source:
     split: str | None = None
     config: str | None = None
     revision: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    limit: int | None = None
 
 
 # What a user may write where rows are wanted.
