@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torchmetrics import Metric
 
 from lit_rlhf.losses.preference import preference_statistics
 from lit_rlhf.losses.terms import PairLogprobs
+from lit_rlhf.ranks import gather_texts, sum_over_ranks
 from lit_rlhf.types import PreferenceBatch, PreferencePairs
 
 PAIR_METRICS = (
@@ -30,6 +33,7 @@ PAIR_METRICS = (
     "length/rejected",
     "data/dropped",
     "data/truncated",
+    "data/fill",
 )
 """Means that every preference algorithm logs; docs/algorithms/dpo.md says what each one is."""
 
@@ -39,6 +43,9 @@ class Means(Metric):
 
     One vector of sums and one of counts, so that one reduction serves all names. The state is part of checkpoints: a
     resumed run reports what an unbroken one does.
+
+    A quantity may be kept apart by the source of its rows as well: ``accuracy/hh`` is the part of ``accuracy`` that
+    came from ``hh``. Sources need not be announced, and are reported as soon as there are two of them.
 
     Args:
         names: of the quantities, fixed for life.
@@ -60,22 +67,28 @@ class Means(Metric):
         zeros = torch.zeros(len(self.names))
         self.add_state("sums", zeros.clone(), dist_reduce_fx="sum", persistent=True)
         self.add_state("counts", zeros.clone(), dist_reduce_fx="sum", persistent=True)
+        self._by_source: dict[str, Tensor] = {}  # (sum, count) of each part
 
     def update(self, values: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> None:
         """Add to the sums and counts.
 
         Args:
-            values: for each name a scalar sum and the count it is over.
+            values: for each name, or name/source, a scalar sum and the count it is over.
 
         Raises:
             ValueError: for a name that was not announced.
         """
         for name, (total, count) in values.items():
-            if name not in self.names:
+            if name in self.names:
+                index = self.names.index(name)
+                self.sums[index] += total.detach() if isinstance(total, Tensor) else total
+                self.counts[index] += count
+            elif any(name.startswith(f"{known}/") for known in self.names):
+                part = self._by_source.setdefault(name, torch.zeros(2, device=self.sums.device))
+                part[0] += total.detach() if isinstance(total, Tensor) else total
+                part[1] += count
+            else:
                 raise ValueError(f"no metric '{name}'; there are: {', '.join(self.names)}")
-            index = self.names.index(name)
-            self.sums[index] += total.detach() if isinstance(total, Tensor) else total
-            self.counts[index] += count
 
     def _apply(self, *args: Any, **kwargs: Any) -> Means:
         """Move between devices, but stay in float32: a sum in bfloat16 stops growing at 256."""
@@ -83,15 +96,46 @@ class Means(Metric):
         for name in ("sums", "counts"):
             setattr(self, name, getattr(self, name).float())
             self._defaults[name] = torch.zeros_like(self.sums)
+        self._by_source = {name: part.to(self.sums.device) for name, part in self._by_source.items()}
         return self
+
+    def reset(self) -> None:
+        """Begin anew."""
+        super().reset()
+        self._by_source = {}
 
     def compute(self) -> dict[str, Tensor]:
         """The means, float32 scalars; names that counted nothing are left out."""
-        return {
+        whole = {
             name: self.sums[index] / self.counts[index]
             for index, name in enumerate(self.names)
             if float(self.counts[index]) != 0
         }
+        return {**whole, **self._means_by_source()}
+
+    def _means_by_source(self) -> dict[str, Tensor]:
+        """Means of name/source over all ranks, which may have met different sources; none where there is only one."""
+        mine = json.dumps(sorted(self._by_source))
+        names = sorted({name for text in gather_texts(mine, self.sums.device) for name in json.loads(text)})
+        if not names:
+            return {}
+        nothing = torch.zeros(2, device=self.sums.device)
+        parts = sum_over_ranks(torch.stack([self._by_source.get(name, nothing) for name in names]))
+        counted = {name: part[0] / part[1] for name, part in zip(names, parts, strict=True) if float(part[1]) != 0}
+        quantities = Counter(self._quantity(name) for name in counted)
+        return {name: mean for name, mean in counted.items() if quantities[self._quantity(name)] > 1}
+
+    def _quantity(self, name: str) -> str:
+        """The announced name that a name/source is a part of."""
+        return max((known for known in self.names if name.startswith(f"{known}/")), key=len)
+
+    def get_extra_state(self) -> dict[str, list[float]]:
+        """Sums and counts by source, for a checkpoint."""
+        return {name: part.tolist() for name, part in self._by_source.items()}
+
+    def set_extra_state(self, state: dict[str, list[float]]) -> None:
+        """Go on from saved sums and counts by source."""
+        self._by_source = {name: torch.tensor(part, device=self.sums.device) for name, part in state.items()}
 
 
 class Throughput:
@@ -129,12 +173,13 @@ class Throughput:
 
 
 def pair_sums(
-    pairs: PairLogprobs, logratios: Tensor, entropy: Tensor, *, beta: float
+    pairs: PairLogprobs, logratios: Tensor, entropy: Tensor, sources: Sequence[str] = (), *, beta: float
 ) -> dict[str, tuple[Tensor, Tensor | float]]:
     """Sum and count of every metric of preference pairs.
 
     Args:
         pairs: of one micro-batch; each column (B,).
+        sources: B names of sources, whose accuracies and margins are kept apart as well; none = not.
         logratios: (N,) policy minus reference of every scored token, in nats, detached.
         entropy: (N,) of the policy at every scored token, in nats.
         beta: scale of the implicit rewards.
@@ -159,6 +204,10 @@ def pair_sums(
     sums["rewards/accuracy_shorter"] = ((seen.wins & shorter).sum(), shorter.sum())
     sums["kl"] = ((torch.expm1(logratios.clamp(max=20.0)) - logratios).sum(), num_tokens)
     sums["entropy"] = (entropy.sum(), num_tokens)
+    for source in sorted(set(sources)):
+        mine = torch.tensor([name == source for name in sources], device=entropy.device)
+        sums[f"rewards/accuracy/{source}"] = ((seen.wins & mine).sum(), (mine & ~seen.ties).sum())
+        sums[f"rewards/margin/{source}"] = (seen.margins[mine].sum(), mine.sum())
     return sums
 
 
@@ -188,10 +237,13 @@ def pair_rows(batch: PreferencePairs, pairs: PairLogprobs, *, beta: float) -> li
 
 
 def row_sums(batch: PreferenceBatch) -> dict[str, tuple[float, float]]:
-    """Share of the rows that were dropped or cut on the way."""
+    """Share of the rows that were dropped or cut on the way, and of the micro-batches' room that tokens fill."""
     dropped, truncated = (
         float(sum(count for reason, count in batch.notes.items() if reason.startswith(kind)))
         for kind in ("dropped", "truncated")
     )
     rows = batch.num_pairs + dropped
-    return {"data/dropped": (dropped, rows), "data/truncated": (truncated, rows)}
+    notes = {"data/dropped": (dropped, rows), "data/truncated": (truncated, rows)}
+    if room := batch.notes.get("room"):
+        notes["data/fill"] = (float(sum(part.forest.num_tokens for part in batch.micro_batches)), float(room))
+    return notes

@@ -18,15 +18,16 @@ PLACES = ("lit_rlhf", "datamodules", "configs", "tests", "benchmarks", "docs", "
 # Which rooms each room may import, beside itself. A new room has to be entered here.
 BELOW: dict[str, set[str]] = {
     "types": set(),
+    "ranks": set(),
     "losses": set(),
     "schedules": set(),
     "embedded": set(),
     "datamodules": {"types"},
-    "metrics": {"types", "losses"},
-    "models": {"types", "losses"},
-    "rollout": {"types", "losses", "models"},
-    "rewards": {"types", "losses", "models"},
-    "algorithms": {"types", "losses", "schedules", "metrics", "models", "rollout", "rewards"},
+    "metrics": {"types", "losses", "ranks"},
+    "models": {"types", "losses", "ranks"},
+    "rollout": {"types", "losses", "ranks", "models"},
+    "rewards": {"types", "losses", "ranks", "models"},
+    "algorithms": {"types", "losses", "ranks", "schedules", "metrics", "models", "rollout", "rewards"},
 }
 TOP = {"cli", "commands", "__main__", "lit_rlhf"}
 for side in ("callbacks", "strategies"):

@@ -87,6 +87,32 @@ def test_means_are_reset_and_saved():
     assert means.compute() == {}
 
 
+def test_sources_are_kept_apart_once_there_are_two():
+    first, second = sums(), pair_sums(PAIRS, torch.zeros(2), torch.zeros(2), ["a", "b/c", "b/c", "b/c"], beta=0.5)
+    one = pair_sums(PAIRS, torch.zeros(2), torch.zeros(2), ["a"] * 4, beta=0.5)
+    assert set(means_of(first, one)) == set(means_of(first))
+    found = means_of(second)
+    assert found["rewards/accuracy/a"] == 1.0
+    assert found["rewards/accuracy/b/c"] == 1 / 2  # the tie is no trial
+    assert found["rewards/margin/b/c"] == pytest.approx((-1.0 + 0.5) / 3)
+    assert {name: found[name] for name in means_of(first) if name not in ("kl", "entropy")} == pytest.approx(
+        {name: value for name, value in means_of(first).items() if name not in ("kl", "entropy")}
+    )
+
+
+def test_sources_survive_a_restart():
+    means = Means(["a"])
+    means.update({"a/x": (3.0, 4), "a/y": (1.0, 1), "a": (4.0, 5)})
+    again = Means(["a"])
+    again.load_state_dict(means.state_dict())
+    again.update({"a/x": (torch.tensor(1.0), 0)})
+    assert {name: float(value) for name, value in again.compute().items()} == pytest.approx(
+        {"a": 0.8, "a/x": 1.0, "a/y": 1.0}
+    )
+    again.reset()
+    assert again.compute() == {}
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match="no metric 'loss'; there are: a, b"):
         Means(["a", "b"]).update({"loss": (1.0, 1)})
@@ -101,8 +127,10 @@ def pairs_of(rows):
 
 def test_dropped_rows_count_among_all_rows():
     notes = {"dropped/empty_response": 1, "dropped/too_long/b": 1, "truncated/prompt": 3}
-    batch = PreferenceBatch((pairs_of(["a:1", "a:2"]), pairs_of(["a:3"])), notes, (0, 1))
+    batch = PreferenceBatch((pairs_of(["a:1", "a:2"]), pairs_of(["a:3"])), notes)
     assert row_sums(batch) == {"data/dropped": (2.0, 5.0), "data/truncated": (3.0, 5.0)}
+    filled = row_sums(batch._replace(notes={"room": 20}))
+    assert filled["data/fill"] == (9.0, 20.0)
 
 
 def test_rows_for_a_file():

@@ -105,5 +105,5 @@ def test_every_sequence_reads_as_if_it_stood_alone(shapes):
 def test_a_batch_counts_its_pairs():
     forest = Forest.pack([[inner(1), leaf(2), leaf(3)]])
     pairs = PreferencePairs(forest, torch.tensor([0]), torch.tensor([1]), torch.zeros(1), ("a:1",), ("a",))
-    assert PreferenceBatch((pairs, pairs), {}, (0, 1)).num_pairs == 2
-    assert PreferenceBatch((), {}, (0, 1)).num_pairs == 0
+    assert PreferenceBatch((pairs, pairs), {}).num_pairs == 2
+    assert PreferenceBatch((), {}).num_pairs == 0

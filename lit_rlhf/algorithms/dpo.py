@@ -50,8 +50,8 @@ from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, no_loss
 from lit_rlhf.models.options import BackboneConfig, ReferenceOptions
-from lit_rlhf.models.ranks import gather_rows, num_ranks, sum_over_ranks
 from lit_rlhf.models.reference import Reference
+from lit_rlhf.ranks import gather_rows, num_ranks, sum_over_ranks
 from lit_rlhf.schedules import WarmupDecay
 from lit_rlhf.types import PreferenceBatch, PreferencePairs, num_sequence_tokens
 
@@ -189,6 +189,7 @@ class DPOModule(LightningModule):
             pairs.chosen,
             pairs.rejected,
             pairs.margins,
+            num_sequences=forest.num_sequences,
             scores=self.scores,
             ld_alpha=self.ld_alpha,
         )
@@ -199,10 +200,11 @@ class DPOModule(LightningModule):
             ]
         )
         if self.use_weighting:
-            lengths = torch.bincount(forest.sequences, minlength=2 * len(pairs.rows))
+            lengths = torch.bincount(forest.sequences, minlength=forest.num_sequences)
             weights = wpo_weights(policy.logprobs, policy.log_sum_squares, forest.sequences, lengths)
             losses = losses * weights[pairs.chosen] * weights[pairs.rejected]
-        sums = pair_sums(read, policy.logprobs.detach() - reference, policy.entropy, beta=self.reward_scale)
+        logratios = policy.logprobs.detach() - reference
+        sums = pair_sums(read, logratios, policy.entropy, pairs.sources, beta=self.reward_scale)
         for name, term, column in zip(self.parts, self.losses, losses.detach(), strict=True):
             per_token = term.is_averaged_over_chosen_tokens
             sums[name] = column.sum(), read.chosen_lengths.sum() if per_token else len(column)

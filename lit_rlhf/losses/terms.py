@@ -56,6 +56,7 @@ def pair_logprobs(
     rejected: Tensor,
     margins: Tensor,
     *,
+    num_sequences: int | None = None,
     scores: Callable[[Tensor], Tensor] = reverse_kl_scores,
     ld_alpha: float = 1.0,
 ) -> PairLogprobs:
@@ -68,6 +69,7 @@ def pair_logprobs(
         chosen: (B,) int64, the chosen sequence of each pair.
         rejected: (B,) int64, the rejected one.
         margins: (B,) by how much the chosen response is better.
+        num_sequences: in all, where pairs share responses; None = two of each pair.
         scores: what an f-divergence makes of a log-ratio.
         ld_alpha: weight, in the log-ratios, of tokens past the length that both responses share; 1 = plain.
 
@@ -86,17 +88,16 @@ def pair_logprobs(
             f"{tuple(sequences.shape)} must be (N,); chosen {tuple(chosen.shape)} and rejected "
             f"{tuple(rejected.shape)} must be (B,)"
         )
-    num_sequences = 2 * len(chosen)
+    num_sequences = num_sequences or 2 * len(chosen)
     lengths = _sums(torch.ones_like(logprobs), sequences, num_sequences)
     ratios = logprobs - ref_logprobs
-    if ld_alpha != 1.0:
-        shared = torch.empty_like(lengths)
-        shared[chosen] = shared[rejected] = torch.minimum(lengths[chosen], lengths[rejected])
-        ratios = ratios * ld_token_weights(sequences, lengths.long(), shared.long(), ld_alpha=ld_alpha)
     sums = torch.stack([_sums(column, sequences, num_sequences) for column in (ratios, logprobs, ref_logprobs)])
+    both = sums[0, chosen], sums[0, rejected]
+    if ld_alpha != 1.0:
+        both = _ld_sums(ratios, lengths.long(), torch.cat([chosen, rejected]), ld_alpha)
     return PairLogprobs(
-        scores(sums[0, chosen]),
-        scores(sums[0, rejected]),
+        scores(both[0]),
+        scores(both[1]),
         sums[1, chosen],
         sums[1, rejected],
         sums[2, chosen],
@@ -105,6 +106,21 @@ def pair_logprobs(
         lengths[rejected],
         margins,
     )
+
+
+def _ld_sums(ratios: Tensor, lengths: Tensor, sides: Tensor, ld_alpha: float) -> tuple[Tensor, Tensor]:
+    """(B,) log-ratios of the chosen and of the rejected sides, tokens past a pair's shared length weighing less.
+
+    A response that is in several pairs has another shared length in each, so its tokens are laid out once per pair.
+    """
+    side_lengths = lengths[sides]
+    side_of = torch.repeat_interleave(torch.arange(len(sides), device=sides.device), side_lengths)
+    begins = (lengths.cumsum(0) - lengths)[sides] - (side_lengths.cumsum(0) - side_lengths)
+    tokens = ratios[begins[side_of] + torch.arange(len(side_of), device=sides.device)]
+    shared = torch.minimum(*side_lengths.chunk(2)).repeat(2)
+    weights = ld_token_weights(side_of, side_lengths, shared, ld_alpha=ld_alpha)
+    chosen, rejected = _sums(tokens * weights, side_of, len(sides)).chunk(2)
+    return chosen, rejected
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -62,8 +63,14 @@ class Reference:
 
 
 def _keys(pairs: PreferencePairs) -> list[str]:
-    """Key of each sequence in the cache: the row's address and which of its responses."""
-    keys = [""] * (2 * len(pairs.rows))
-    for row, chosen, rejected in zip(pairs.rows, pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True):
-        keys[chosen], keys[rejected] = f"{row}#chosen", f"{row}#rejected"
+    """Key of each sequence in the cache: the row's address, and which of the row's responses it is."""
+    rows: dict[int, str] = {}
+    for row, *both in zip(pairs.rows, pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True):
+        rows.update(dict.fromkeys(both, row))
+    seen: Counter[int] = Counter()
+    keys = []
+    for sequence, leaf in enumerate(pairs.forest.leaves):
+        root = pairs.forest.path(leaf)[0]
+        keys.append(f"{rows[sequence]}#{seen[root]}")
+        seen[root] += 1
     return keys

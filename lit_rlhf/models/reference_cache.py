@@ -61,7 +61,7 @@ class ReferenceCache:
 
         Args:
             forest: the packed text.
-            keys: of its sequences, in their order, such as ``train.jsonl:17#chosen``.
+            keys: of its sequences, in their order, such as ``train.jsonl:17#0``.
 
         Raises:
             ValueError: if a row's tokens are not those that the entry was computed for.

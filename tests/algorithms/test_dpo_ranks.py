@@ -78,5 +78,5 @@ def test_no_rows_on_any_rank_is_no_step_of_data(make_module, fit):
     module = make_module()
     module.configure_model()
     before = {name: parameter.clone() for name, parameter in module.named_parameters()}
-    fit(module, [PreferenceBatch((), {}, (0, 1))])
+    fit(module, [PreferenceBatch((), {})])
     assert all(torch.equal(parameter, before[name]) for name, parameter in module.named_parameters())

@@ -75,9 +75,7 @@ def batches(tiny_tokenizer) -> DataLoader[PreferenceBatch]:
         rows = tuple(f"pairs.jsonl:{3 * number + row}" for row in range(3))
         first = torch.arange(3) * 2
         forest = Forest.pack(map(tree, PROMPTS))
-        return PreferenceBatch(
-            (PreferencePairs(forest, first, first + 1, torch.zeros(3), rows, ("a",) * 3),), {}, (0, 0)
-        )
+        return PreferenceBatch((PreferencePairs(forest, first, first + 1, torch.zeros(3), rows, ("a",) * 3),), {})
 
     return DataLoader([batch(number) for number in range(3)], batch_size=None, collate_fn=lambda batch: batch)
 

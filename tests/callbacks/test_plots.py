@@ -48,3 +48,12 @@ def test_drawn_at_the_end_also_of_an_interrupted_run(fails_at, train, policy, tm
         with pytest.raises(KeyError):
             train(ours, Plots(), logger=MetricsFile(tmp_path))
     assert (tmp_path / "plots" / "loss.png").is_file()
+
+
+def test_sources_are_lines_of_one_panel():
+    rows = [
+        {"step": at, "val/accuracy": 0.1 * at, "val/accuracy/data/hh.jsonl": 0.2 * at, "val/accuracy/own": 0.3 * at}
+        for at in range(2)
+    ]
+    assert set(curves(rows)) == {"accuracy"}
+    assert set(curves(rows)["accuracy"]) == {"val", "val data/hh.jsonl", "val own"}

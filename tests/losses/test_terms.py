@@ -49,6 +49,23 @@ def test_sums_by_a_slow_loop():
         assert ours == pytest.approx([float(value) for value in theirs], abs=1e-6)
 
 
+@pytest.mark.parametrize("ld_alpha", [1.0, 0.25])
+def test_pairs_may_share_responses(ld_alpha):
+    """All pairs of a ranking, against the same pairs with copies of their responses."""
+    torch.manual_seed(1)
+    columns = torch.randn(2, 10)
+    better, worse = torch.tensor([0, 0, 1, 3]), torch.tensor([1, 3, 3, 2])
+    shared = pair_logprobs(*columns, SEQUENCES, better, worse, torch.zeros(4), num_sequences=4, ld_alpha=ld_alpha)
+    sides = torch.stack([better, worse], dim=1).flatten().tolist()
+    copies = [torch.cat([column.split(LENGTHS)[side] for side in sides]) for column in columns]
+    numbers = torch.arange(8).repeat_interleave(torch.tensor([LENGTHS[side] for side in sides]))
+    apart = pair_logprobs(
+        *copies, numbers, torch.arange(0, 8, 2), torch.arange(1, 8, 2), torch.zeros(4), ld_alpha=ld_alpha
+    )
+    for ours, theirs in zip(shared, apart, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_length_desensitised_sums_weigh_only_log_ratios_past_the_shared_length():
     pairs, policy, reference = read(ld_alpha=0.25)
     plain, *_ = read()

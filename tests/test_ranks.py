@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from lit_rlhf.models.ranks import gather_rows, num_ranks, sum_over_ranks
+from lit_rlhf.ranks import gather_rows, gather_texts, num_ranks, sum_over_ranks
 
 
 def test_alone():
@@ -18,6 +18,7 @@ def test_alone():
     assert torch.equal(sum_over_ranks(counts), counts)
     rows, begin = gather_rows(torch.ones(2, 3))
     assert (rows.shape, begin) == ((2, 3), 0)
+    assert gather_texts("\u00e9", torch.device("cpu")) == ["\u00e9"]
 
 
 def agree(rank, path):
@@ -31,6 +32,8 @@ def agree(rank, path):
         rows, begin = gather_rows(torch.full((sizes[rank], 2), float(rank)))
         assert rows.tolist() == [[0.0, 0.0]] * sizes[0] + [[1.0, 1.0]] * sizes[1]
         assert begin == (0 if rank == 0 else sizes[0])
+    for texts in (["a", "bcd"], ["", "\u4e2d"], ["", ""]):
+        assert gather_texts(texts[rank], torch.device("cpu")) == texts
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""What several ranks must agree on: counts, and the rows of a step."""
+"""What several ranks must agree on: counts, the rows of a step, and names."""
 
 from __future__ import annotations
 
@@ -40,3 +40,15 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     dist.all_gather(parts, padded)
     begin = sum(int(size) for size in sizes[: dist.get_rank()])
     return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)]), begin
+
+
+def gather_texts(text: str, device: torch.device) -> list[str]:
+    """The texts of all ranks, in their order.
+
+    Args:
+        text: of this rank.
+        device: that the ranks communicate on.
+    """
+    letters = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)[:, None]
+    marked = torch.cat([letters.new_zeros(1, 1), letters])  # no text holds a zero byte: each rank's begins with one
+    return bytes(gather_rows(marked)[0].flatten().tolist()).decode().split("\0")[1:]
