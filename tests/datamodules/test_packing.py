@@ -49,5 +49,5 @@ def test_an_empty_step_is_a_batch():
 @pytest.mark.parametrize("empty", ["prompt", "chosen", "rejected"])
 def test_an_empty_part_is_refused(empty):
     pair = TokenPair([1], [2], [3], row="a.jsonl:1")._replace(**{empty: []})
-    with pytest.raises(ValueError, match=r"pair 'a.jsonl:1' has an empty prompt or response"):
+    with pytest.raises(ValueError, match=r"row 'a.jsonl:1' has an empty prompt or response"):
         pack_pairs([pair], 8)

@@ -1,0 +1,257 @@
+"""Records to a prompt and its judged responses, in tokens.
+
+1. Prompt and response are tokenised *together*, because tokens may merge across the seam; the responses begin where the
+   tokens of the prompt alone and those of all prompts with a response stop being equal.
+2. What follows is scored: every token, those of later user turns too, or those of assistant turns only.
+3. Where a template renders the prompt otherwise once an answer follows it, the prompt is taken as it is rendered to be
+   answered, and the response as it is rendered after the prompt.
+
+Rows of text and well-behaved conversations give exactly the tokens of TRL 1.16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.encoding.rendering import ChatRenderer, kind_of
+from datamodules.encoding.spans import TurnFinder
+from datamodules.encoding.tokenizers import Range, TextTokenizer
+from datamodules.encoding.truncation import TooLongError, Truncation, cut_to_length, keep_end
+from datamodules.packing import TokenResponse
+from datamodules.records import BadRowError, Message, Record, common_prefix_length
+
+
+class ResponseTexts(NamedTuple):
+    """A prompt and its responses, ready to be tokenised.
+
+    Args:
+        prompt: the prompt alone.
+        wholes: prompt and response, one for each.
+        ranks: rank of each response, 0 the best; None where they were judged alone.
+        is_plain: whether it is plain text: no chat template wrote the special tokens.
+        turns: ranges of characters of each whole that are assistant turns; None where everything is scored.
+    """
+
+    prompt: str
+    wholes: tuple[str, ...]
+    ranks: tuple[int, ...] | None
+    is_plain: bool = False
+    turns: tuple[list[Range], ...] | None = None
+
+
+class ResponseTokens(NamedTuple):
+    """The tokens of a prompt and its responses.
+
+    Args:
+        prompt: token ids that all sequences begin with.
+        responses: what follows, one for each response that is kept.
+        kept: their indices in the record, ascending.
+        ranks: their ranks, 0 the best; None where they were judged alone.
+        truncated: what was cut: ``prompt``, ``response``.
+        dropped: why responses were left out, one reason for each: ``identical_responses``, ``identical_when_cut``.
+    """
+
+    prompt: list[int]
+    responses: tuple[TokenResponse, ...]
+    kept: tuple[int, ...]
+    ranks: tuple[int, ...] | None = None
+    truncated: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+class ResponseEncoder:
+    """Turns records with responses into tokens of limited length.
+
+    Args:
+        tokenizer: any Hugging Face tokenizer.
+        max_length: most tokens of the prompt and any one response.
+        truncation: what happens to longer rows. ``prompt_left`` cuts the beginning of the prompt, but keeps half of
+            ``max_length`` of it, then the end of the responses. ``response_right`` cuts the end, as TRL does, and drops
+            a row whose prompt leaves no room. ``drop`` drops the row.
+        trained: ``response`` scores every token of a response; ``assistant`` only its assistant turns.
+
+    Raises:
+        ValueError: if ``max_length`` is below 2 or the tokenizer has no end-of-sequence token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        truncation: Truncation = "prompt_left",
+        trained: Literal["response", "assistant"] = "response",
+    ) -> None:
+        if max_length < 2:
+            raise ValueError(f"data.max_length is {max_length}; a prompt and a response need at least 2 tokens")
+        self.tokenizer = TextTokenizer(tokenizer)
+        self.tokenizer.require_eos()
+        self.chat = ChatRenderer(self.tokenizer)
+        self.finder = TurnFinder(self.chat)
+        self.max_length = max_length
+        self.truncation: Truncation = truncation
+        self.trained = trained
+
+    def render(self, record: Record) -> ResponseTexts | ResponseTokens:
+        """Write a record as the texts to be tokenised; a row that came in tokens has them already.
+
+        Raises:
+            BadRowError: if there is no response, or the chat template refuses the conversation.
+            ValueError: if the record is a conversation and the tokenizer has no chat template.
+        """
+        if not record.responses:
+            raise BadRowError("no_response", "the row has no response; give 'chosen' and 'rejected', or 'completion'")
+        is_judged_alone = all(response.label is not None for response in record.responses)
+        ranks = None if is_judged_alone else tuple(response.rank for response in record.responses)
+        texts: list[Any] = [response.text for response in record.responses]
+        kind = kind_of(record)
+        if kind == "conversation":
+            return self._render_conversation(record, texts, ranks)
+        if kind == "text":
+            prompt = str(record.prompt or "")
+            return ResponseTexts(prompt, tuple(prompt + text for text in texts), ranks, is_plain=True)
+        responses = tuple(TokenResponse(self.tokenizer.checked(ids), [True] * len(ids)) for ids in texts)
+        prompt_ids = self.tokenizer.checked(cast("list[int]", record.prompt or []))
+        return ResponseTokens(prompt_ids, responses, tuple(range(len(responses))), ranks)
+
+    def encode(self, rendered: Sequence[ResponseTexts | ResponseTokens]) -> list[ResponseTokens]:
+        """Tokenise rows, all at once. Nothing is cut."""
+        rows = [row for row in rendered if isinstance(row, ResponseTexts)]
+        turns = {text: found for row in rows if row.turns for text, found in zip(row.wholes, row.turns, strict=True)}
+        plain = list({text: None for row in rows for text in (row.prompt, *row.wholes) if text not in turns})
+        ids = dict(zip(plain, self.tokenizer.ids(plain), strict=True))
+        masks: dict[str, list[bool]] = {}
+        for text, masked in zip(turns, self.tokenizer.masked_ids(list(turns), list(turns.values())), strict=True):
+            ids[text], masks[text] = masked
+        return [self._split(row, ids, masks) if isinstance(row, ResponseTexts) else row for row in rendered]
+
+    def fit(self, tokens: ResponseTokens) -> ResponseTokens:
+        """Check a row and cut it to ``max_length``.
+
+        Of responses with the same tokens only the best is kept: they cannot be preferred to each other.
+
+        Raises:
+            BadRowError: if nothing precedes the responses, one has no tokens to score, or too few differ.
+            TooLongError: if the row has to be dropped for its length.
+        """
+        if not tokens.prompt:
+            message = "the prompt has no tokens, so nothing predicts the first token of the response; give a prompt"
+            raise BadRowError("empty_prompt", message)
+        if not all(any(response.scored) for response in tokens.responses):
+            raise BadRowError("empty_response", "a response has no tokens that could be scored")
+        tokens = _distinct(tokens, BadRowError("identical_responses", "the responses have the same tokens"))
+        longest = max(len(response.tokens) for response in tokens.responses)
+        keep, room, truncated = cut_to_length(len(tokens.prompt), longest, self.max_length, self.truncation)
+        if not truncated:
+            return tokens
+        cut = tokens._replace(
+            prompt=keep_end(tokens.prompt, keep, self.tokenizer.tokenizer.bos_token_id),
+            responses=tuple(TokenResponse(ids[:room], scored[:room]) for ids, scored in tokens.responses),
+            truncated=truncated,
+        )
+        message = f"responses do not differ within max_length={self.max_length}"
+        return _distinct(cut, TooLongError("identical_when_cut", message))
+
+    def _render_conversation(
+        self, record: Record, responses: Sequence[list[Message]], ranks: tuple[int, ...] | None
+    ) -> ResponseTexts:
+        prompt = self.chat.clean(cast("list[Message]", record.prompt or []))
+        opening = self.chat.render_prompt(record, prompt) if prompt else ""
+        wholes, turns = zip(*(self._whole(record, prompt, opening, response) for response in responses), strict=True)
+        return ResponseTexts(opening, wholes, ranks, turns=turns if self.trained == "assistant" else None)
+
+    def _whole(
+        self, record: Record, prompt: list[Message], opening: str, response: list[Message]
+    ) -> tuple[str, list[Range]]:
+        """Render prompt and response; gives the assistant turns of the response too, where they are needed."""
+        messages, first = _join(prompt, self.chat.clean(response))
+        whole = self.chat.render(record, messages)
+        is_faithful = whole.startswith(opening) or self._opens_alike(record, prompt, opening, whole)
+        if is_faithful and self.trained == "response":
+            return whole, []
+        turns = self.finder.find(record, messages, whole)
+        shift = 0
+        if not is_faithful:
+            if first < len(prompt) or first not in turns:
+                raise BadRowError("chat_template", "the chat template renders the prompt otherwise before this answer")
+            start = turns[first].start
+            whole, shift = opening + whole[start:], len(opening) - start
+        ranges = [
+            (start + shift, end + shift)
+            for turn, (start, end, _) in sorted(turns.items())
+            if turn >= first and response[turn - first].get("weight", 1)
+        ]
+        return whole, ranges
+
+    def _opens_alike(self, record: Record, prompt: list[Message], opening: str, whole: str) -> bool:
+        """Whether a template that opens an answer otherwise than asked for leaves the messages before it as they are.
+
+        Templates of models that think do so: they ask for an answer with ``<think>`` and write it without.
+        """
+        if not prompt:
+            return True
+        messages = opening if prompt[-1]["role"] == "assistant" else self.chat.render(record, prompt)
+        return common_prefix_length(opening, whole) >= len(messages.rstrip())
+
+    def _split(
+        self, row: ResponseTexts, ids: Mapping[str, list[int]], masks: Mapping[str, list[bool]]
+    ) -> ResponseTokens:
+        """Split the sequences of a row where one of them leaves the prompt."""
+        prompt, *wholes = (ids[text] for text in (row.prompt, *row.wholes))
+        if row.is_plain:
+            prompt = self.tokenizer.opened(prompt)
+            wholes = [self.tokenizer.closed(text, ids[text]) for text in row.wholes]
+        begin = min(_shared(prompt, whole) for whole in wholes)
+        responses = tuple(
+            TokenResponse(whole[begin:], masks[text][begin:] if text in masks else [True] * (len(whole) - begin))
+            for text, whole in zip(row.wholes, wholes, strict=True)
+        )
+        return ResponseTokens(prompt[:begin], responses, tuple(range(len(responses))), row.ranks)
+
+
+def _join(prompt: list[Message], response: list[Message]) -> tuple[list[Message], int]:
+    """Messages of the prompt, going on with those of the response.
+
+    Returns:
+        The messages, and the index of the one that the response begins in: a last assistant turn of the prompt is a
+        turn begun.
+    """
+    if not prompt or prompt[-1]["role"] != "assistant" or response[0]["role"] != "assistant":
+        return prompt + response, len(prompt)
+    begun, first = prompt[-1], response[0]
+    if not (isinstance(begun.get("content"), str) and isinstance(first.get("content"), str)):
+        message = "the prompt ends in an assistant turn that the response cannot go on with: both need a text"
+        raise BadRowError("wrong_type", message)
+    return [*prompt[:-1], {**first, "content": begun["content"] + first["content"]}, *response[1:]], len(prompt) - 1
+
+
+def _shared(prompt: list[int], whole: list[int]) -> int:
+    """Tokens that both begin with; nearly always all of the prompt."""
+    return len(prompt) if whole[: len(prompt)] == prompt else common_prefix_length(prompt, whole)
+
+
+def _distinct(tokens: ResponseTokens, error: BadRowError) -> ResponseTokens:
+    """Keep the best of responses with the same tokens.
+
+    Raises:
+        BadRowError: ``error``, if the ranks of what is left do not differ.
+    """
+    ranks, responses = tokens.ranks, tokens.responses
+    if ranks is None or len(responses) == 1:
+        return tokens
+    best: dict[tuple[int, ...], int] = {}
+    for index in sorted(range(len(responses)), key=lambda index: ranks[index]):
+        best.setdefault(tuple(responses[index].tokens), index)
+    if len(best) == len(responses):
+        return tokens
+    left = sorted(best.values())
+    if len({ranks[index] for index in left}) < 2:
+        raise error
+    return tokens._replace(
+        responses=tuple(responses[index] for index in left),
+        kept=tuple(tokens.kept[index] for index in left),
+        ranks=tuple(ranks[index] for index in left),
+        dropped=tokens.dropped + (error.reason,) * (len(responses) - len(left)),
+    )
