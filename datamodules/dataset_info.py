@@ -152,6 +152,6 @@ def _names(where: str, entry: Mapping[str, Any], key: str, known: Iterable[str])
 
 def _optional(where: str, entry: Mapping[str, Any], key: str, kind: type) -> Any:
     value = entry.get(key)
-    if value is not None and (type(value) is not kind or not value):
+    if value is not None and (type(value) is not kind or not value or (kind is int and value < 0)):
         raise ValueError(f"{where} has {key} {value!r}; it must be {'text' if kind is str else 'a number above 0'}")
     return value

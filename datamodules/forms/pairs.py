@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from datamodules.forms.fields import Fields, read_words
 from datamodules.forms.messages import read_turns
@@ -33,7 +33,7 @@ def read_other_response(fields: Fields, prompt: Text | None) -> list[Draft]:
     """A conversation that ends in the better answer, and worse ones in ``rejected_response``, a text or several."""
     before, chosen = answered(prompt)
     given = fields["rejected_response"]
-    several = given if isinstance(given, list) and given and isinstance(given[0], str) else [given]
+    several = given if isinstance(given, list) and given and not isinstance(given[0], Mapping) else [given]
     names = [f"rejected_response[{number}]" for number in range(len(several))]
     answers = [read_words(name, words, fields.tags) for name, words in zip(names, several, strict=True)]
     asked, worse = part(before, names, answers)

@@ -77,7 +77,7 @@ def read_number(where: str, value: object) -> float:
 def is_verdict(value: object) -> bool:
     """Whether a value says yes or no: true, false, 1, 0, or one of these as text."""
     if isinstance(value, str):
-        return value[:_SHOWN].strip().lower() in _VERDICTS
+        return len(value) <= _SHOWN and value.strip().lower() in _VERDICTS
     return isinstance(value, int | float) and value in (0, 1)
 
 
@@ -130,5 +130,7 @@ def without_nulls(where: str, value: Any) -> Any:
     if isinstance(value, list):
         return [without_nulls(where, item) for item in value]
     if isinstance(value, Mapping):
-        return {key: without_nulls(where, item) for key, item in value.items() if item is not None}
+        return {
+            without_nulls(where, key): without_nulls(where, item) for key, item in value.items() if item is not None
+        }
     return value

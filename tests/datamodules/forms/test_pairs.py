@@ -1,0 +1,109 @@
+"""A better and a worse answer; what each form reads is in test_table.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from datamodules.forms.table import read_row
+from datamodules.records import BadRowError, Response
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def responses(**row):
+    (record,) = read_row(row)
+    return record.responses
+
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+TALK = {"messages": [user("x"), assistant("y")]}
+
+
+def test_the_better_answer_comes_first():
+    assert responses(**PAIR) == (Response("a", 0), Response("b", 1))
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")],
+)
+def test_scores_beside_the_answers(better, worse):
+    assert [one.score for one in responses(**PAIR, **{better: 5, worse: "2.5"})] == [5.0, 2.5]
+    with pytest.raises(BadRowError, match=f"'{worse}' is str 'x'"):
+        read_row({**PAIR, worse: "x"})
+
+
+def test_hh_is_told_from_other_texts():
+    def form(chosen, rejected):
+        return read_row({"chosen": chosen, "rejected": rejected})[0].form
+
+    assert form("\n\nHuman: x\n\nAssistant: a", "\n\nHuman: x\n\nAssistant: b") == "Anthropic HH dialogue"
+    assert form("Human: x\nAssistant: a", "Human: x\nAssistant: b") == "TRL preference, implicit"
+
+
+def test_rejected_response_may_be_one_text_several_or_a_turn():
+    worse = [Response([assistant("z")], 1)]
+    assert responses(**TALK, rejected_response="z")[1:] == (*worse,)
+    assert responses(**TALK, rejected_response=assistant("z"))[1:] == (*worse,)
+    assert responses(**TALK, rejected_response=["z", "z2"])[1:] == (*worse, Response([assistant("z2")], 1))
+
+
+def test_rejected_messages_may_be_whole_or_the_end():
+    longer = [user("x"), assistant("z"), user("more"), assistant("z2")]
+    for rejected in (longer, longer[1:]):
+        assert [one.text for one in responses(**TALK, rejected_messages=rejected)] == [[assistant("y")], longer[1:]]
+
+
+def test_shp_may_prefer_either():
+    row = {"history": "h", "human_ref_A": "a", "human_ref_B": "b"}
+    assert [one.text for one in responses(**row, labels=0)] == [[assistant("b")], [assistant("a")]]
+    assert [one.score for one in responses(**row, labels=0, score_A=1, score_B=7)] == [7.0, 1.0]
+
+
+BAD = [
+    ({**PAIR, "rejected": 3}, "wrong_type", "'rejected' is int '3'; it must be text or a list of messages"),
+    ({**PAIR, "rejected": {}}, "wrong_type", "'rejected' is an empty dict"),
+    ({**PAIR, "rejected": []}, "wrong_type", "'rejected' is an empty list"),
+    ({**PAIR, "rejected": [user("x")]}, "wrong_type", "'chosen' is text but 'rejected' is messages"),
+    ({**PAIR, "chosen": " \n"}, "empty_response", "'chosen' has an empty response"),
+    ({**PAIR, "rejected": ""}, "empty_response", "'rejected' has an empty response"),
+    ({**PAIR, "rejected": "a"}, "identical_responses", "'chosen' and 'rejected' are identical"),
+    ({"chosen": "", "rejected": "b"}, "empty_response", "'chosen' has an empty response"),
+    ({"chosen": "ab", "rejected": "ab"}, "identical_responses", "'chosen' and 'rejected' are identical"),
+    ({**PAIR, "chosen": "\ud800"}, "bad_encoding", "'chosen' has a lone surrogate at character 0"),
+    (
+        {"chosen": [user("x"), assistant(" ")], "rejected": [user("x"), assistant("b")]},
+        "empty_response",
+        "'chosen' has",
+    ),
+    ({**TALK, "rejected_response": "y"}, "identical_responses", "the last turn and rejected_response[0] are identical"),
+    ({**TALK, "rejected_response": ["z", ""]}, "empty_response", "rejected_response[1] has an empty response"),
+    ({**TALK, "rejected_response": [3]}, "wrong_type", "'rejected_response[0]' is int '3'; it must be text or"),
+    ({"messages": [user("x")], "rejected_response": "y"}, "missing_response", "must end in an assistant turn"),
+    ({**TALK, "rejected_messages": "z"}, "wrong_type", "'rejected_messages' is str 'z'"),
+    ({**TALK, "rejected_messages": TALK["messages"]}, "identical_responses", "are identical"),
+    ({"history": "h", "human_ref_A": "a", "human_ref_B": "b", "labels": 2}, "wrong_type", "'labels' is int '2'"),
+    ({"history": "h", "human_ref_A": 1, "human_ref_B": "b", "labels": 1}, "wrong_type", "'human_ref_A' is int '1'"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason", "message"), BAD)
+def test_bad_pair(row, reason, message):
+    with pytest.raises(BadRowError) as caught:
+        read_row(row)
+    assert caught.value.reason == reason
+    assert message in str(caught.value)
+
+
+def test_a_call_is_a_response():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    (record,) = read_row({"prompt": [user("x")], "chosen": [call], "rejected": [assistant("b")]})
+    assert record.responses[0].text[0]["tool_calls"] == [
+        {"type": "function", "function": {"name": "f", "arguments": {}}}
+    ]

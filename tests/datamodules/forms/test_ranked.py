@@ -1,0 +1,70 @@
+"""Rankings of any number of answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from datamodules.forms.table import read_row
+from datamodules.records import BadRowError
+
+
+def read(**row):
+    (record,) = read_row({"prompt": "p", **row})
+    return [(one.text, one.rank, one.score) for one in record.responses]
+
+
+def test_ranks_need_not_begin_at_zero_and_may_be_shared():
+    answers = [{"answer": "c", "rank": 9}, {"answer": "a", "rank": 2}, {"answer": "b", "rank": "2"}]
+    assert read(answers=answers) == [("a", 0, None), ("b", 0, None), ("c", 1, None)]
+
+
+def test_scores_give_ranks_and_stay():
+    completions = [{"text": "b", "score": 1}, {"text": "a", "score": "1.5"}, {"text": "c", "score": 1}]
+    assert read(completions=completions) == [("a", 0, 1.5), ("b", 1, 1.0), ("c", 1, 1.0)]
+    assert read(responses=["b", "a"], rewards=[-1, 0]) == [("a", 0, 0.0), ("b", 1, -1.0)]
+
+
+def test_an_answer_given_twice_keeps_its_best_rank():
+    assert read(responses=["a", "b", "a"], scores=[1, 2, 3]) == [("a", 0, 3.0), ("b", 1, 2.0)]
+
+
+def test_one_answer_alone_is_read():
+    assert read(completions=[{"completion": "a", "rank": 1}]) == [("a", 0, None)]
+
+
+BAD = [
+    (
+        {"completions": [{"rank": 0, "completion": "a"}, {"rank": None, "completion": "b"}]},
+        "wrong_type",
+        "completions[1]['rank'] is null",
+    ),
+    ({"completions": [{"rank": 0}]}, "wrong_type", "completions[0] is dict"),
+    (
+        {"completions": [{"rank": 0, "completion": "a"}, 3]},
+        "wrong_type",
+        "completions[1] is int '3'; it must be an answer under",
+    ),
+    ({"completions": [{"rank": 0, "completion": " "}]}, "empty_response", "completions[0] has an empty response"),
+    (
+        {"completions": [{"score": 0, "text": "a"}, {"score": "high", "text": "b"}]},
+        "wrong_type",
+        "completions[1]['score'] is str",
+    ),
+    (
+        {"completions": [{"score": 0, "text": "a"}, {"score": 1, "text": "a"}]},
+        "identical_responses",
+        "all 2 answers are",
+    ),
+    ({"responses": ["a", "b"], "scores": [1]}, "wrong_type", "one number for each of the 2 responses"),
+    ({"responses": ["a", 3], "scores": [1, 2]}, "wrong_type", "'responses[1]' is int '3'"),
+    ({"responses": ["a", "b"], "scores": [1, "x"]}, "wrong_type", "scores[1] is str 'x'"),
+    ({"completions": [], "scores": []}, "wrong_type", "'completions' is an empty list"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason", "message"), BAD)
+def test_bad_ranking(row, reason, message):
+    with pytest.raises(BadRowError) as caught:
+        read(**row)
+    assert caught.value.reason == reason
+    assert message in str(caught.value)
