@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".arrow")
 HEAD = 32  # TRL, which prepares everything before the first batch, gets one part in so many of the large file
 VOCABULARY = 32_000
+COMPARED = {"throughput": "tokens_per_second", "first_batch": "seconds"}  # what lines are compared by, for each job
 
 OURS, TRL, MAP, STREAM = "lit_rlhf", "TRL 1.16 (DPOTrainer)", "datasets (map)", "datasets (streaming)"
 
@@ -297,11 +298,12 @@ def summarise(question: Question, runs: dict[str, list[Run]]) -> list[Run]:
         if task.what == "first_batch":
             line["seconds"] *= task.scale
         summary.append(line)
-    compared = {"throughput": "tokens_per_second", "first_batch": "seconds"}.get(question.tasks[0].what)
-    if compared == "tokens_per_second":
+    what = question.tasks[0].what
+    if what == "throughput":
         check_tokens(runs)
-    for line in summary if compared else []:
-        line["times"] = line[compared] / summary[0][compared]
+    if what in COMPARED:
+        for line in summary:
+            line["times"] = line[COMPARED[what]] / summary[0][COMPARED[what]]
     return summary
 
 
