@@ -11,10 +11,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.order import RowOrder
 from datamodules.sources import OpenSource, SourceLike, open_sources
-from datamodules.stream import BatchMaker, OnBadRow, RowOrder, StepLoader, StepStream, load_steps
+from datamodules.stream import BatchMaker, OnBadRow, StepLoader, StepStream, load_steps
 from datamodules.tokenization import PairTokenizer, Truncation, load_tokenizer, with_chat_template
-from lit_rlhf.types import PreferenceBatch
+from lit_rlhf.types import Cursor, PreferenceBatch
 
 
 class PreferenceDataModule(LightningDataModule):
@@ -74,8 +75,8 @@ class PreferenceDataModule(LightningDataModule):
         self.num_workers = num_workers
         self._tokenizer = tokenizer
         self._sources: dict[str, list[OpenSource]] = {}
-        self._position = self._position_before = Position((0, 0), Counter())
-        self._stream: StepStream | None = None
+        self._position = self._position_before = Position(Cursor(), Counter())
+        self._stream: StepStream[PreferenceBatch] | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -93,7 +94,7 @@ class PreferenceDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Begin a fit at its first batch; a checkpoint moves on from there."""
         if stage == "fit":
-            self._position = self._position_before = Position((0, 0), Counter())
+            self._position = self._position_before = Position(Cursor(), Counter())
 
     def train_dataloader(self) -> StepLoader:
         """Batches of the current epoch, from the one after the last that was consumed."""
@@ -124,7 +125,7 @@ class PreferenceDataModule(LightningDataModule):
         """
         if self.trainer is not None and self.trainer.training:
             self._position_before, self._position = self._position, self._position.after(batch)
-            if batch.cursor[1] == 0 and not self._position.counts["pairs"]:
+            if batch.cursor.batch == 0 and not self._position.counts["pairs"]:
                 raise ValueError(f"an epoch of data.train held no pair to train on: {self.summary()}")
             if self._stream is not None and not self.trainer.overfit_batches:  # type: ignore[attr-defined]
                 self._stream.cursor = batch.cursor
@@ -149,8 +150,7 @@ class PreferenceDataModule(LightningDataModule):
                     f"data.{name} is {value}, but the checkpoint was saved with {state_dict['order'][name]}: its place "
                     "in the data has no meaning here; set it back, or start a new run from the saved weights"
                 )
-        epoch, done = state_dict["cursor"]
-        self._position = self._position_before = Position((epoch, done), Counter(state_dict["counts"]))
+        self._position = self._position_before = Position(Cursor(*state_dict["cursor"]), Counter(state_dict["counts"]))
         if self._stream is not None:  # opened before, where a strategy reads checkpoints late
             self._stream.cursor = self._position.cursor
 
@@ -165,9 +165,10 @@ class PreferenceDataModule(LightningDataModule):
         Returns:
             ``pairs`` used, and ``dropped/...`` and ``truncated/...`` by reason (and source, if there are several).
         """
-        return dict(sorted(self._position.counts.items()))
+        counts = sorted(self._position.counts.items())
+        return {name: count for name, count in counts if name not in ("tokens", "room")}
 
-    def _open(self, split: str, shuffle_buffer: int = 0) -> StepStream:
+    def _open(self, split: str, shuffle_buffer: int = 0) -> StepStream[PreferenceBatch]:
         sources = self._sources_of(split)
         if not shuffle_buffer and any(source.weight != 1 for source in sources):
             warnings.warn(f"data.{split} is read in file order: weights are ignored", stacklevel=2)
@@ -210,11 +211,11 @@ class Position(NamedTuple):
     """How far training has come.
 
     Args:
-        cursor: (epoch, batches consumed of it).
+        cursor: where the stream goes on.
         counts: pairs used, rows dropped and truncated.
     """
 
-    cursor: tuple[int, int]
+    cursor: Cursor
     counts: Counter[str]
 
     def after(self, batch: PreferenceBatch) -> Position:

@@ -1,33 +1,33 @@
-"""Where rows come from: JSON, Parquet, folders of them, the Hugging Face hub, or a list in memory.
+"""Where rows come from: files of text and tables, folders of them, the Hugging Face hub, or memory.
 
-Rows are read one after another and never all at once. Each has an *address* for messages and caches: ``file.jsonl:17``
-is line 17, counted from 1 as editors do; in JSON arrays, Parquet files, hub data and lists, 17 counts rows from 1.
+Nothing is read whole. Each row has an *address* for messages and caches: ``file.jsonl:17`` is line 17, counted from 1
+as editors do, and in every other kind of file and in memory row 17. Lines of JSON Lines files above 1 GiB are not
+counted; their addresses are ``file.jsonl@4096``, the byte that the row begins at.
 """
 
 from __future__ import annotations
 
-import codecs
-import difflib
-import glob
-import gzip
-import io
-import itertools
 import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from datamodules.records import BadRowError
+from datamodules.readers.blocks import Block, Place, Reader, Undecoded
+from datamodules.readers.finding import find_files, shown
+from datamodules.readers.memory import Indexed, Streamed
+from datamodules.readers.opening import open_file
+from datamodules.records import BadRowError, Layout
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
-    from pyarrow.parquet import ParquetFile
 
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
-_CHUNK = 1 << 20  # characters read at once from a JSON array
+# Part of every fingerprint: raise it when the same seed gives another order of rows than before.
+ORDER_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class Source:
     """One place that rows come from.
 
     Args:
-        path: a file (.jsonl, .json, either with .gz, or .parquet), a glob, a folder of such files, or a data set of the
-            Hugging Face hub such as ``Anthropic/hh-rlhf``.
+        path: a file (.jsonl, .ndjson, .json, .csv, .tsv, any of them with .gz, .parquet or .arrow), a glob, a folder of
+            such files, a data set of the Hugging Face hub such as ``Anthropic/hh-rlhf``, or a LLaMA-Factory
+            ``dataset_info.json``, of which ``dataset_info.json#one,two`` names entries.
         weight: how many times each row is seen in an epoch: 2 shows every row twice, 0.25 a random quarter of the rows,
             drawn afresh for every epoch.
         name: what to call it in counts and messages; the file or hub name unless given.
-        split: split of a hub data set; ``train``, ``validation`` or ``test`` after its use unless given.
+        split: split of a hub data set, or of a saved one; ``train``, ``validation`` or ``test`` after its use unless
+            given.
         config: configuration of a hub data set.
         revision: branch, tag or commit of a hub data set.
         columns: names of this source's columns, by the names that the row forms are read by: ``{prompt: question}``.
@@ -59,235 +61,260 @@ class Source:
     limit: int | None = None
 
 
-# What a user may write where rows are wanted.
+# What a user may write where rows are wanted. In Python also: data sets of the `datasets` library, lists of rows beside
+# other sources, and a mapping from splits to any of these.
 SourceLike = str | Path | Source | list[str | Source] | list[dict[str, Any]]
 
 
 class Row(NamedTuple):
-    """One row as it was read.
+    """One row as it was found.
 
     Args:
         address: where it stands, such as ``train.jsonl:17``.
         source: name of its source.
-        data: the row, or the bytes of a line of JSON that nobody has looked at yet.
+        data: the row; or what nobody has looked at yet: the bytes of a line of JSON, or an ``Undecoded``.
+        layout: how its source departs from the usual names.
     """
 
     address: str
     source: str
     data: Any
+    layout: Layout = Layout()
 
     def decode(self) -> object:
         """Return the row as Python values.
 
         Raises:
-            BadRowError: if the line is not UTF-8 or not JSON.
+            BadRowError: if it cannot be read, such as a line that is not UTF-8 or not JSON.
         """
+        if isinstance(self.data, Undecoded):
+            return self.data.decode()
         if not isinstance(self.data, bytes):
             return self.data
         try:
             return json.loads(self.data.decode())
         except UnicodeDecodeError as error:
-            raise BadRowError(
-                "bad_encoding", f"line is not UTF-8 (byte {error.start}); save the file as UTF-8"
-            ) from None
+            message = f"line is not UTF-8 (byte {error.start}); save the file as UTF-8"
+            raise BadRowError("bad_encoding", message) from None
         except json.JSONDecodeError as error:
             raise BadRowError("broken_json", f"line is not JSON: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+            raise BadRowError("broken_json", f"line cannot be read: {error}") from None
 
 
 class OpenSource:
-    """A source whose files have been found: it can be counted, and read any number of times.
+    """A source whose files have been found: its units can be read in any order, and counted.
+
+    The units of its readers are numbered through.
 
     Args:
         source: what the user asked for.
         split: default split of a hub data set.
-        rows: the rows themselves, for a list in memory.
+        rows: the rows themselves: a sequence of them, or a stream of the ``datasets`` library.
 
     Raises:
-        ValueError: if nothing is there, or a file is of an unknown type.
+        ValueError: if nothing is there, a file is of an unknown type, or a number makes no sense.
     """
 
-    def __init__(self, source: Source, split: str = "train", rows: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def __init__(self, source: Source, split: str = "train", rows: Any = None) -> None:
         if not 0 < source.weight < float("inf"):
             raise ValueError(f"source {source.path!r} has weight {source.weight}; a weight is a number above 0")
-        self.rows = rows
-        self.files = () if rows is not None else find_files(source.path)
+        if source.limit is not None and source.limit < 1:
+            raise ValueError(f"source {source.path!r} has limit {source.limit}; a limit is at least 1")
         self.source = replace(source, split=source.split or split)
         self.weight = source.weight
         self.name = source.name or shown(source.path)
+        self.layout = Layout(source.columns, source.tags)
+        self.readers = self._readers(rows)
+        self._units_before = list(accumulate((reader.num_units for reader in self.readers), initial=0))
 
     @cached_property
     def num_rows(self) -> int | None:
-        """Rows in the source; None if a hub data set does not say. Reads text files once, without parsing them."""
-        if self.rows is not None:
-            return len(self.rows)
-        if self.files:
-            return sum(map(count_rows, self.files))
-        splits = self._hub().info.splits
-        return splits[self.source.split].num_examples if splits and self.source.split in splits else None
+        """Rows in the source; None if it does not say. Counts text files once, without keeping anything."""
+        counts = [self.counts(unit) for unit in range(self.num_units)]
+        if None not in counts:
+            return sum(sum(blocks) for blocks in counts if blocks is not None)
+        known = [reader.count() for reader in self.readers if isinstance(reader, Streamed)]
+        num_rows = None if None in known else sum(filter(None, known))
+        return num_rows if self.source.limit is None or num_rows is None else min(num_rows, self.source.limit)
+
+    @property
+    def num_units(self) -> int:
+        """Units that rows are read from."""
+        return self._end[0]
 
     @property
     def fingerprint(self) -> list[Any]:
-        """What must not change between a checkpoint and its resumption: files, sizes, weight."""
-        if self.rows is not None:
-            content: Any = zlib.crc32(repr(self.rows[:1]).encode() + repr(self.rows[-1:]).encode())
-            return [self.source.name, self.weight, len(self.rows), content]
-        files = [[file.name, file.stat().st_size] for file in self.files]
+        """What must not change between a checkpoint and its resumption: files, their content roughly, weight, rest."""
         source = self.source
-        return [source.name, self.weight, *(files or [[source.path, source.config, source.split, source.revision]])]
+        content = [reader.fingerprint for reader in self.readers]
+        place = [source.path, source.config, source.split, source.revision] if content == [[]] else []
+        names = [dict(source.columns), dict(source.tags)]
+        return [source.name, self.weight, *place, *content, source.limit, *names, f"order {ORDER_VERSION}"]
+
+    def blocks(self, unit: int, place: Place = None, done: int = 0) -> Iterator[Block]:
+        """Yield the blocks of a unit, from a place on.
+
+        Args:
+            unit: number of the unit.
+            place: where to begin in it.
+            done: rows of the unit that lie before ``place``.
+        """
+        reader, own = self._reader(unit)
+        num_units, last_rows = self._end
+        if unit < num_units - 1 or last_rows is None:
+            yield from reader.blocks(own, place)
+            return
+        blocks = reader.blocks(own, place)
+        while done < last_rows and (block := next(blocks, None)):
+            yield block._replace(rows=block.rows[: last_rows - done])
+            done += len(block.rows)
+
+    def counts(self, unit: int) -> Iterator[int] | None:
+        """Yield the number of rows of each block of a unit; None if only reading everything would tell."""
+        reader, own = self._reader(unit)
+        counts = reader.counts(own)
+        num_units, last_rows = self._end
+        return counts if counts is None or unit < num_units - 1 or last_rows is None else _first(counts, last_rows)
+
+    def size(self, unit: int, place: Place = None) -> float | None:
+        """Blocks that are left of a unit at a place, roughly; None if nobody knows."""
+        reader, own = self._reader(unit)
+        return reader.size(own, place)
 
     def read(self) -> Iterator[Row]:
-        """Yield every row in order."""
-        if self.rows is not None:
-            numbered = enumerate(self.rows, start=1)
-        elif self.files:
-            for file in self.files:
-                yield from (Row(f"{shown(file)}:{number}", self.name, data) for number, data in read_file(file))
-            return
-        else:
-            numbered = enumerate(self._hub(), start=1)
-        yield from (Row(f"{self.name}:{number}", self.name, data) for number, data in numbered)
+        """Yield every row in file order."""
+        for unit in range(self.num_units):
+            for block in self.blocks(unit):
+                yield from self.rows(block)
+
+    def rows(self, block: Block) -> list[Row]:
+        """The rows of a block."""
+        return [Row(address, self.name, data, self.layout) for address, data in block.rows]
+
+    def _reader(self, unit: int) -> tuple[Reader, int]:
+        """The reader that a unit belongs to, and its number there."""
+        number = bisect_right(self._units_before, unit) - 1
+        return self.readers[number], unit - self._units_before[number]
+
+    @cached_property
+    def _end(self) -> tuple[int, int | None]:
+        """Units to read, and how many rows of the last one; None for all."""
+        num_units, left = self._units_before[-1], self.source.limit
+        if left is None or num_units <= 1:
+            return num_units, left
+        for unit in range(num_units):
+            reader, own = self._reader(unit)
+            num_rows = sum(_first(reader.counts(own) or iter(()), left))
+            if num_rows == left:
+                return unit + 1, left
+            left -= num_rows
+        return num_units, None
+
+    def _readers(self, rows: Any) -> list[Reader]:
+        if rows is not None and isinstance(rows, Sized):
+            return [Indexed(rows, self.name)]  # type: ignore[arg-type]
+        if rows is not None:
+            return [Streamed(partial(_same, rows), self.name, False, partial(_same, None))]
+        files = find_files(self.source.path, self.source.split or "train")
+        if not files:
+            return [Streamed(self._hub, self.name, True, self._count_hub)]
+        return [open_file(file, shown(file)) for file in files]
 
     def _hub(self) -> IterableDataset:
         """Open the data set as a stream: nothing but the rows that are read is downloaded."""
         from datasets import load_dataset
 
         source = self.source
-        return load_dataset(source.path, source.config, split=source.split, revision=source.revision, streaming=True)
+        options = {"split": source.split, "revision": source.revision, "streaming": True}
+        try:
+            return load_dataset(source.path, source.config, **options)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{source.path!r} is no file here, and the hub does not give it: {error}") from None
+
+    def _count_hub(self) -> int | None:
+        if "num_hub_rows" not in self.__dict__:
+            splits = self._hub().info.splits or {}
+            self.num_hub_rows = splits[self.source.split].num_examples if self.source.split in splits else None
+        return self.num_hub_rows
 
 
-def open_sources(like: SourceLike, split: str) -> list[OpenSource]:
+def open_sources(like: Any, split: str) -> list[OpenSource]:
     """Find what ``like`` names.
 
     Args:
-        like: a path, a :class:`Source`, a list of these, or a list of rows.
+        like: a path, a :class:`Source`, rows (a list of mappings or a data set of the ``datasets`` library), a list of
+            any of these, or a mapping from splits to any of these.
         split: ``train``, ``validation``, ``test`` or ``predict``: default split on the hub and name of rows in memory.
 
     Raises:
         ValueError: if it names nothing, a missing file, or a file of an unknown type.
     """
-    several: list[Any] = like if isinstance(like, list) else [like]
+    if isinstance(like, Mapping):
+        if split not in like:
+            raise ValueError(f"data.{split}: the data sets given have no split {split!r}, but {', '.join(like)}")
+        like = like[split]
+    several = like if isinstance(like, list) else [like]
     if not several:
         raise ValueError(f"data.{split} is empty; give a path, a hub name, a list of sources or a list of rows")
     if isinstance(several[0], Mapping):
-        return [OpenSource(Source(split), rows=several)]
-    sources = [one if isinstance(one, Source) else Source(str(one)) for one in several]
+        several = [several]
+    in_memory = [one for one in several if not isinstance(one, str | Path | Source)]
+    names = [split if len(in_memory) == 1 else f"{split}[{number}]" for number in range(len(several))]
     try:
-        return [OpenSource(source, "test" if split == "predict" else split) for source in sources]
+        return [opened for name, one in zip(names, several, strict=True) for opened in _open(one, split, name)]
     except ValueError as error:
         raise ValueError(f"data.{split}: {error}") from None
 
 
-def shown(path: str | Path) -> str:
-    """What a path is called in addresses and names: seen from the working directory where it lies in it.
-
-    The whole path and not the file's name alone, because the files of two folders are often called alike.
-    """
-    place = Path(path)
-    return str(place.relative_to(Path.cwd())) if place.is_absolute() and place.is_relative_to(Path.cwd()) else str(path)
-
-
-def find_files(path: str) -> tuple[Path, ...]:
-    """Files that ``path`` names, sorted; none if it is the name of a hub data set.
+def find_row(address: str, sources: Iterable[OpenSource]) -> Row:
+    """Read one row by its address.
 
     Raises:
-        ValueError: if there is no such file, the folder holds no data, or the type is unknown.
+        ValueError: if no source has it.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.name.endswith(SUFFIXES))
-    elif place.is_file():
-        files = [place]
-    elif glob.has_magic(path):
-        files = sorted(map(Path, glob.glob(str(place), recursive=True)))
-    elif not path.endswith(SUFFIXES) and path.count("/") == 1 and not place.parent.is_dir():
-        return ()
-    else:
-        siblings = [file.name for file in place.parent.iterdir()] if place.parent.is_dir() else []
-        near = difflib.get_close_matches(place.name, siblings, n=1)
-        hint = (
-            f"did you mean {str(place.parent / near[0])!r}?" if near else f"looked in {str(place.parent.absolute())!r}"
-        )
-        raise ValueError(f"no file {path!r}; {hint}")
-    if not files:
-        raise ValueError(f"{path!r} holds no data file; known types are {', '.join(SUFFIXES)}")
-    for file in files:
-        if not file.name.endswith(SUFFIXES):
-            raise ValueError(f"{str(file)!r} is of an unknown type; known types are {', '.join(SUFFIXES)}")
-    return tuple(files)
+    names = []
+    for source in sources:
+        for reader in source.readers:
+            names.append(reader.name)
+            key = address.removeprefix(reader.name)
+            if key != address and key[:1] in (":", "@") and key[1:].isdecimal() and int(key[1:]) >= (key[0] == ":"):
+                return Row(address, source.name, reader.find(address), source.layout)
+    raise ValueError(f"no source has the row {address!r}; addresses begin with {', '.join(map(repr, names))}")
 
 
-def count_rows(file: Path) -> int:
-    """Count the rows of a file."""
-    if file.suffix == ".parquet":
-        return int(_open_parquet(file).metadata.num_rows)
-    return sum(1 for _ in read_file(file))
+def _open(one: Any, split: str, name: str) -> list[OpenSource]:
+    """Open one element of what the user gave."""
+    default = "test" if split == "predict" else split
+    if isinstance(one, str | Path):
+        one = Source(str(one))
+    if isinstance(one, Source):
+        return [OpenSource(source, default) for source in _expand(one)]
+    is_stream = "datasets" in sys.modules and isinstance(one, sys.modules["datasets"].IterableDataset)
+    if is_stream or (isinstance(one, Sized) and not isinstance(one, Mapping)):
+        return [OpenSource(Source(name), rows=one)]
+    raise ValueError(f"a {type(one).__name__} is no source; give paths, lists of rows or data sets of `datasets`")
 
 
-def read_file(file: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (number from 1, row) of a file; a line of JSON as its bytes.
+def _expand(source: Source) -> list[Source]:
+    """The sources that a LLaMA-Factory ``dataset_info.json`` lists; any other source alone."""
+    path, _, names = source.path.partition("#")
+    if Path(path).name != "dataset_info.json":
+        return [source]
+    from datamodules.dataset_info import read_dataset_info  # that module makes sources, and so imports this one
 
-    Raises:
-        ValueError: if the file as a whole is broken, named with the place.
-    """
-    if file.suffix == ".parquet":
-        batches = _open_parquet(file).iter_batches(batch_size=256)
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-        return
-    opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rb") as stream:
-        try:
-            yield from _read_json(file, stream)
-        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise ValueError(f"{file}: the compressed file is broken: {error}") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: the JSON array is not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    listed = read_dataset_info(Path(path).expanduser(), [name for name in names.split(",") if name])
+    return [replace(one, weight=one.weight * source.weight) for one in listed]
 
 
-def _read_json(file: Path, stream: io.BufferedIOBase) -> Iterator[tuple[int, Any]]:
-    opening = stream.read(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
-    stream.seek(0)
-    if opening.startswith(b"["):
-        yield from enumerate(_read_array(file, stream), start=1)
-        return
-    for number, line in enumerate(stream, start=1):
-        text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
-        if text:
-            yield number, text
-
-
-def _read_array(file: Path, stream: io.BufferedIOBase) -> Iterator[Any]:
-    """Yield the elements of one JSON array, holding one chunk and one element at a time."""
-    text = codecs.getreader("utf-8-sig")(stream)
-    decode = json.JSONDecoder().raw_decode
-    held, at, number = text.read(_CHUNK).lstrip()[1:], 0, 1
-    while True:
-        while at < len(held) and held[at] in " \t\r\n,":
-            at += 1
-        if held.startswith("]", at):
+def _first(counts: Iterator[int], limit: int) -> Iterator[int]:
+    """Counts of blocks whose rows end after ``limit``."""
+    for num_rows in counts:
+        yield min(num_rows, limit)
+        limit -= min(num_rows, limit)
+        if not limit:
             return
-        try:
-            row, at = decode(held, at)
-        except json.JSONDecodeError as error:
-            more = text.read(_CHUNK)
-            if not more:
-                message = f"{file}:{number}: the JSON array breaks off or is not JSON: {error.msg}"
-                raise ValueError(message) from None
-            held, at = held[at:] + more, 0
-        else:
-            yield row
-            number += 1
 
 
-def _open_parquet(file: Path) -> ParquetFile:
-    from pyarrow import ArrowInvalid
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        return ParquetFile(file)
-    except ArrowInvalid as error:
-        raise ValueError(f"{file}: not a Parquet file: {error}") from None
-
-
-def take(rows: Iterator[Row], num_rows: int) -> list[Row]:
-    """Take the next ``num_rows`` rows, fewer at the end."""
-    return list(itertools.islice(rows, num_rows))
+def _same(value: Any) -> Any:
+    return value

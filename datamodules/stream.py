@@ -1,105 +1,34 @@
-"""Rows to step batches: a stream whose n-th batch of epoch e depends on (seed, e, n) alone.
+"""Rows to step batches: a stream that goes on from any batch, and whose batches depend on its order alone.
 
-A *global batch* is what all ranks together consume in one optimizer step: rows [n * B, (n + 1) * B) of the epoch.
-Rank r takes every world-th row of it, from the r-th; worker w of W makes every W-th batch. So neither the number of
-ranks nor of workers nor the token budget changes which rows a step sees.
+A *global batch* is what all ranks together consume in one optimizer step: the next B rows of the epoch. Rank r takes
+every world-th row of it, from the r-th; worker w of W makes every W-th batch. So neither the number of ranks nor of
+workers nor the token budget changes which rows a step sees. All of them find every row; each decodes only its own.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import random
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from datamodules.order import RowOrder
 from datamodules.packing import TokenPair, pack_pairs
 from datamodules.records import BadRowError, PreferenceRecord, read_preference
-from datamodules.sources import OpenSource, Row, take
+from datamodules.sources import Row
 from datamodules.tokenization import PairTexts, PairTokenizer, TooLongError
-from lit_rlhf.types import PreferenceBatch
+from lit_rlhf.types import Cursor, PreferenceBatch
 
 OnBadRow = Literal["raise", "drop"]
 
-
-@dataclass(frozen=True)
-class RowOrder:
-    """The order in which the rows of an epoch come.
-
-    Args:
-        sources: where rows come from.
-        seed: seed of the order.
-        shuffle_buffer: rows held to draw from. 0 reads the sources one after another, in file order.
-    """
-
-    sources: Sequence[OpenSource]
-    seed: int = 0
-    shuffle_buffer: int = 0
-
-    def num_rows(self) -> int | None:
-        """Rows of an epoch; None if a source does not know its length."""
-        counts = [source.num_rows for source in self.sources]
-        if None in counts:
-            return None
-        return sum(map(_num_shown, self.sources)) if self.shuffle_buffer else sum(filter(None, counts))
-
-    def rows(self, epoch: int) -> Iterator[Row]:
-        """Yield the rows of an epoch."""
-        if not self.shuffle_buffer:
-            for source in self.sources:
-                yield from source.read()
-            return
-        rng = random.Random(f"{self.seed}/{epoch}")  # text seeds are hashed alike by every process
-        mixture = _sampled(self.sources[0], rng) if len(self.sources) == 1 else self._mix(rng)
-        held: list[Row] = []
-        for row in mixture:
-            if len(held) < self.shuffle_buffer:
-                held.append(row)
-                continue
-            at = rng.randrange(len(held))
-            yield held[at]
-            held[at] = row
-        rng.shuffle(held)
-        yield from held
-
-    def _mix(self, rng: random.Random) -> Iterator[Row]:
-        """Interleave the sources evenly: each is drawn in proportion to the rows that it has left."""
-        left = [_num_shown(source) for source in self.sources]
-        streams = [_sampled(source, random.Random(rng.random())) for source in self.sources]
-        while any(left):
-            (drawn,) = rng.choices(range(len(left)), left)
-            left[drawn] -= 1
-            yield next(streams[drawn])
-
-
-def _num_shown(source: OpenSource) -> int:
-    """Rows of a source that an epoch shows."""
-    if source.num_rows is None:
-        raise ValueError(
-            f"the hub does not say how many rows {source.name!r} has, which weights and mixtures need; download it and "
-            "give its files"
-        )
-    return max(1, round(source.num_rows * source.weight))
-
-
-def _sampled(source: OpenSource, rng: random.Random) -> Iterator[Row]:
-    """Yield each row of a source ``weight`` times: whole passes, then a random part of one, in order."""
-    passes, part = divmod(source.weight, 1)
-    for _ in range(int(passes)):
-        yield from source.read()
-    if not part:
-        return
-    wanted = _num_shown(source) - int(passes) * (source.num_rows or 0)
-    for remaining, row in zip(range(source.num_rows or 0, 0, -1), source.read(), strict=False):
-        if rng.random() * remaining < wanted:
-            wanted -= 1
-            yield row
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -120,7 +49,7 @@ class BatchMaker:
     name_sources: bool
     warned: set[str] = field(default_factory=set)
 
-    def __call__(self, rows: Sequence[Row], cursor: tuple[int, int]) -> PreferenceBatch:
+    def __call__(self, rows: Sequence[Row], cursor: Cursor) -> PreferenceBatch:
         """Read, tokenise and pack ``rows``.
 
         Raises:
@@ -165,70 +94,100 @@ class BatchMaker:
         return f"{what}/{reason}/{row.source}" if self.name_sources else f"{what}/{reason}"
 
 
-class StepStream(IterableDataset[PreferenceBatch]):
+class StepStream(IterableDataset[B], Generic[B]):
     """Step batches of one epoch, from where ``cursor`` stands to its end.
 
     Args:
         order: the rows.
-        make_batch: makes a batch from rows.
+        make_batch: makes a batch from the rows of this rank and the cursor after it.
         batch_size: rows per step, over all ranks.
         rank: number of this process.
         world_size: number of processes.
 
     Attributes:
-        cursor: (epoch, batches of it to skip); read whenever an iteration begins.
+        cursor: where to begin; read whenever an iteration begins.
     """
 
     def __init__(
-        self, order: RowOrder, make_batch: BatchMaker, batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        order: RowOrder,
+        make_batch: Callable[[Sequence[Row], Cursor], B],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.order = order
         self.make_batch = make_batch
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
-        self.cursor = (0, 0)
+        self.cursor = Cursor()
 
-    def __iter__(self) -> Iterator[PreferenceBatch]:
+    def __iter__(self) -> Iterator[B]:
         """Yield the batches that this rank and worker make.
 
         Raises:
             ValueError: if the epoch has no rows.
         """
-        epoch, done = self.cursor
         worker = get_worker_info()
         turn, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        rows = self.order.rows(epoch)
-        number, batch_rows = 0, take(rows, self.batch_size)
-        if not batch_rows:
-            raise ValueError(f"no rows in {', '.join(source.name for source in self.order.sources)}")
-        while batch_rows:
-            following = take(rows, self.batch_size)
-            if number >= done and (number - done) % num_workers == turn:
-                cursor = (epoch, number + 1) if following else (epoch + 1, 0)
-                yield self.make_batch(batch_rows[self.rank :: self.world_size], cursor)
-            number, batch_rows = number + 1, following
+        batches = global_batches(self.order, self.cursor, self.batch_size)
+        for rows, cursor in islice(batches, turn, None, num_workers):
+            yield self.make_batch(rows[self.rank :: self.world_size], cursor)
 
     def num_batches(self) -> int | None:
         """Batches of a whole epoch; None if a source does not know its length."""
-        num_rows = self.order.num_rows()
+        num_rows = self.order.num_rows
         return None if num_rows is None else math.ceil(num_rows / self.batch_size)
 
 
-class StepLoader(DataLoader[PreferenceBatch]):
+def global_batches(order: RowOrder, cursor: Cursor, batch_size: int) -> Iterator[tuple[list[Row], Cursor]]:
+    """Yield the rows of each step over all ranks, and where the stream goes on after them.
+
+    Args:
+        order: the rows.
+        cursor: where to begin.
+        batch_size: rows per step.
+
+    Raises:
+        ValueError: if the epoch has no rows, or ends before the cursor.
+    """
+    windows = order.windows(cursor.epoch, cursor.window, cursor.places)
+    window, taken, number = next(windows, None), cursor.taken, cursor.batch
+    if window is None or taken > len(window.rows):
+        names = ", ".join(source.name for source in order.sources)
+        raise ValueError(f"the data end before {cursor}; {names} changed" if number else f"no rows in {names}")
+    while window is not None:
+        rows: list[Row] = []
+        while window is not None and len(rows) < batch_size:
+            more = window.rows[taken : taken + batch_size - len(rows)]
+            rows += more
+            taken += len(more)
+            if taken == len(window.rows):  # look ahead, to know whether the epoch is over
+                window, taken = next(windows, None), 0
+        number += 1
+        if window is None:
+            yield rows, Cursor(cursor.epoch + 1)
+        else:
+            yield rows, Cursor(cursor.epoch, number, window.number, taken, window.places)
+
+
+class StepLoader(DataLoader[Any]):
     """Loads a stream; knows its length where the data does. Its place is kept by the data module."""
 
-    dataset: StepStream
+    dataset: StepStream[Any]
+    is_length_wanted: bool = True
+    """Whether ``len`` may count the rows of text files; without a length, an epoch ends where the rows end."""
 
     def __len__(self) -> int:
         """Batches of a whole epoch, wherever the stream begins.
 
         Raises:
-            TypeError: if the data do not know their length, as the protocol of ``len`` wants it.
+            TypeError: if the data do not know their length or it is not wanted, as the protocol of ``len`` wants it.
         """
-        num_batches = self.dataset.num_batches()
+        num_batches = self.dataset.num_batches() if self.is_length_wanted else None
         if num_batches is None:
-            raise TypeError("a source of the hub does not say how many rows it has")
+            raise TypeError("the number of rows is not known, or not wanted")
         return num_batches
 
     def state_dict(self) -> dict[str, Any]:
@@ -239,17 +198,18 @@ class StepLoader(DataLoader[PreferenceBatch]):
         """Nothing: the data module sets the cursor of the stream."""
 
 
-def load_steps(stream: StepStream, num_workers: int = 0) -> StepLoader:
+def load_steps(stream: StepStream[Any], num_workers: int = 0, is_length_wanted: bool = True) -> StepLoader:
     """Load the batches of a stream.
 
     Args:
         stream: the batches.
         num_workers: processes that make them; 0 makes them in this one.
+        is_length_wanted: whether ``len`` may count the rows, which reads text files once.
     """
     # Lightning cannot know that the workers share the length of this stream among them.
     warnings.filterwarnings("ignore", message=".*IterableDataset.* has .__len__. defined")
     # torch's default collate_fn, and pinned memory, would turn the tuples inside a batch into lists.
-    return StepLoader(
+    loader = StepLoader(
         stream,
         batch_size=None,
         num_workers=num_workers,
@@ -257,6 +217,8 @@ def load_steps(stream: StepStream, num_workers: int = 0) -> StepLoader:
         worker_init_fn=_one_thread,
         generator=torch.Generator(),  # of its own: an iterator draws a seed, which training must not notice
     )
+    loader.is_length_wanted = is_length_wanted
+    return loader
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Every kind of source gives the same rows, with addresses; broken files are named."""
+"""Whatever the user points at becomes rows with addresses; what cannot be read is named."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import json
 import sys
 from types import ModuleType, SimpleNamespace
 
-import pyarrow.parquet
 import pytest
 
-from datamodules import sources
-from datamodules.records import BadRowError
-from datamodules.sources import OpenSource, Source, count_rows, find_files, open_sources, read_file
+from datamodules.records import BadRowError, Layout
+from datamodules.sources import OpenSource, Row, Source, find_row, open_sources
 
 ROWS = [{"prompt": f"p{number}", "chosen": "\u4f60", "rejected": "b"} for number in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -32,42 +30,12 @@ def numbered(name, rows=ROWS):
     return [(f"{name}:{number}", row) for number, row in enumerate(rows, start=1)]
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.jsonl", LINES),
-        ("a.json", LINES),
-        ("a.json", json.dumps(ROWS)),
-        ("a.json", json.dumps(ROWS, indent=2, ensure_ascii=False)),
-        ("a.jsonl", json.dumps(ROWS)),
-        ("a.jsonl.gz", LINES),
-        ("a.json.gz", json.dumps(ROWS, indent=1)),
-        ("a.jsonl", LINES.replace("\n", "\r\n")),
-        ("a.jsonl", b"\xef\xbb\xbf" + LINES.encode()),
-        ("a.json", b"\xef\xbb\xbf\n " + json.dumps(ROWS).encode()),
-        ("a.jsonl", LINES.rstrip("\n")),
-    ],
-)
-@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
-def test_json(tmp_path, monkeypatch, name, content, chunk):
-    monkeypatch.setattr(sources, "_CHUNK", max(chunk, 8))
-    path = write(tmp_path / name, content)
-    assert rows_of(str(path)) == numbered(name)
-    assert count_rows(path) == 5
-
-
-def test_addresses_are_line_numbers(tmp_path):
-    path = write(tmp_path / "a.jsonl", '\n{"a": 1}\n\n  \n{"a": 2}\n')
-    assert rows_of(path) == [("a.jsonl:2", {"a": 1}), ("a.jsonl:5", {"a": 2})]
-
-
-def test_parquet(tmp_path):
-    path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, row_group_size=2)
-    assert rows_of(str(path)) == numbered("a.parquet")
-    assert count_rows(path) == 5
-    with pytest.raises(ValueError, match=r"b\.parquet: not a Parquet file"):
-        rows_of(str(write(tmp_path / "b.parquet", "no")))
+def test_every_kind_of_file(write_rows, kind):
+    (source,) = open_sources(write_rows(kind, ROWS), "train")
+    assert [row.decode() for row in source.read()] == ROWS
+    assert source.num_rows == 5
+    assert [row.source for row in source.read()] == [kind] * 5
+    json.dumps(source.fingerprint)
 
 
 def test_folder_glob_and_list(tmp_path):
@@ -80,61 +48,60 @@ def test_folder_glob_and_list(tmp_path):
     assert rows_of([str(first), Source(str(second))]) == both
 
 
-def test_files_are_sorted_whatever_the_file_system_says(tmp_path, monkeypatch):
-    paths = [str(write(tmp_path / f"{name}.jsonl", LINES)) for name in "abc"]
-    monkeypatch.setattr(sources.glob, "glob", lambda *_, **__: paths[::-1])
-    assert [file.name for file in find_files(str(tmp_path / "*.jsonl"))] == ["a.jsonl", "b.jsonl", "c.jsonl"]
-
-
 def test_rows_in_memory():
     assert rows_of(ROWS, "validation") == numbered("validation")
     assert [source.name for source in open_sources(ROWS, "train")] == ["train"]
 
 
+def test_data_sets_in_memory_beside_other_sources(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list(ROWS)
+    assert rows_of(table) == numbered("train")
+    stream = table.to_iterable_dataset()
+    path = write(tmp_path / "a.jsonl", LINES)
+    mixed = [table, str(path), ROWS[:2], stream]
+    expected = numbered("train[0]") + numbered("a.jsonl") + numbered("train[2]", ROWS[:2]) + numbered("train[3]")
+    assert rows_of(mixed) == expected
+    splits = datasets.DatasetDict({"train": table, "test": table.select([3])})
+    assert rows_of(splits, "test") == numbered("test", ROWS[3:4])
+    assert rows_of({"validation": ROWS}, "validation") == numbered("validation")
+    with pytest.raises(ValueError, match=r"data\.validation: the data sets given have no split .*, but train, test"):
+        rows_of(splits, "validation")
+
+
 def test_hub(monkeypatch):
     calls = []
 
+    class Stream:
+        info = SimpleNamespace(splits={"test": SimpleNamespace(num_examples=5)})
+
+        def iter(self, batch_size):
+            yield {key: [row[key] for row in ROWS] for key in ROWS[0]}
+
+        def state_dict(self):
+            return {"at": 5}
+
     def load_dataset(path, config, **options):
         calls.append((path, config, options))
-        stream = type("Stream", (list,), {"info": SimpleNamespace(splits={"test": SimpleNamespace(num_examples=5)})})
-        return stream(ROWS)
+        if path == "org/gone":
+            raise FileNotFoundError("not on the hub")
+        return Stream()
 
     fake = ModuleType("datasets")
     fake.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    like = Source("org/name", config="small", revision="abc")
-    (source,) = open_sources(like, "predict")
+    (source,) = open_sources(Source("org/name", config="small", revision="abc"), "predict")
     assert [(row.address, row.decode()) for row in source.read()] == numbered("org/name")
     assert source.num_rows == 5
     assert calls[0] == ("org/name", "small", {"split": "test", "revision": "abc", "streaming": True})
     (unknown,) = open_sources("org/name", "train")
     assert unknown.num_rows is None
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("trian.jsonl", r"no file '.*trian\.jsonl'; did you mean '.*train\.jsonl'\?"),
-        ("nowhere/x.jsonl", r"no file '.*x\.jsonl'; looked in '.*nowhere'"),
-        ("empty", r"'.*empty' holds no data file; known types are \.jsonl"),
-        ("*.csv", r"holds no data file"),
-        ("notes.txt", r"'.*notes\.txt' is of an unknown type; known types are \.jsonl"),
-    ],
-)
-def test_missing_files(tmp_path, path, message):
-    write(tmp_path / "train.jsonl", LINES)
-    write(tmp_path / "notes.txt", "not data")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=message):
-        find_files(str(tmp_path / path))
-
-
-def test_hub_names():
-    assert find_files("org/name") == ()
-    with pytest.raises(ValueError, match="no file 'name'"):
-        find_files("name")
-    with pytest.raises(ValueError, match=r"no file 'org/name\.jsonl'"):
-        find_files("org/name.jsonl")
+    (limited,) = open_sources(Source("org/name", split="test", limit=2), "train")
+    assert limited.num_rows == 2
+    assert [row.address for row in limited.read()] == ["org/name:1", "org/name:2"]
+    (gone,) = open_sources("org/gone", "train")
+    with pytest.raises(ValueError, match="'org/gone' is no file here, and the hub does not give it: not on the hub"):
+        next(gone.read())
 
 
 def test_nothing_given():
@@ -142,47 +109,56 @@ def test_nothing_given():
         open_sources([], "train")
     with pytest.raises(ValueError, match=r"source 'a' has weight -1; a weight is a number above 0"):
         OpenSource(Source("a", weight=-1))
+    with pytest.raises(ValueError, match=r"source 'a' has limit 0; a limit is at least 1"):
+        OpenSource(Source("a", limit=0))
+    for nonsense in (iter(ROWS), 3):
+        with pytest.raises(ValueError, match=r"data\.train: an? \w+ is no source; give paths, lists of rows"):
+            open_sources(nonsense, "train")
+    with pytest.raises(ValueError, match=r"data\.train: a dict is no source"):
+        open_sources(["org/name", {"path": "a"}], "train")
 
 
 def test_a_broken_line_is_told_only_when_decoded(tmp_path):
-    path = write(tmp_path / "a.jsonl", b'{"a": 1}\n{"a": \n{"a": "\xff"}\n')
+    deep, long = b'{"a": ' + b"[" * 100_000, b"1" * 5000
+    path = write(tmp_path / "a.jsonl", b'{"a": 1}\n{"a": \n{"a": "\xff"}\n' + deep + b"\n" + long)
     (source,) = open_sources(str(path), "train")
-    _, broken, latin = source.read()
-    with pytest.raises(BadRowError, match="line is not JSON: Expecting value at column 6"):
-        broken.decode()
-    with pytest.raises(BadRowError, match=r"line is not UTF-8 \(byte 7\)"):
-        latin.decode()
+    _, *broken = source.read()
+    messages = [
+        "line is not JSON: Expecting value at column 6",
+        r"line is not UTF-8 \(byte 7\)",
+        "line cannot be read: maximum recursion depth",
+        "line cannot be read: Exceeds the limit",
+    ]
+    for row, message in zip(broken, messages, strict=True):
+        with pytest.raises(BadRowError, match=message):
+            row.decode()
 
 
-@pytest.mark.parametrize("content", ['[{"a": 1}, {"a": ', '[{"a": 1}, {"a": }]', '[{"a": 1}'])
-def test_a_broken_array_is_refused(tmp_path, content):
-    path = write(tmp_path / "a.json", content)
-    with pytest.raises(ValueError, match=r"a\.json:2: the JSON array breaks off or is not JSON"):
-        list(read_file(path))
-
-
-def test_an_array_of_another_encoding_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.json: the JSON array is not UTF-8"):
-        list(read_file(write(tmp_path / "a.json", b'[{"a": "\xff"}]')))
-
-
-def test_a_broken_gzip_is_refused(tmp_path):
-    path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(LINES.encode() * 100)[:-20])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: the compressed file is broken"):
-        list(read_file(path))
-    path.write_bytes(b"not gzip")
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: the compressed file is broken"):
-        list(read_file(path))
+@pytest.mark.parametrize("limit", [1, 4, 5, 7, 8, 12])
+def test_a_limit_over_several_files(write_rows, kind, limit, tmp_path):
+    write_rows(kind, ROWS)
+    write(tmp_path / "z.jsonl", LINES)
+    (source,) = open_sources(Source(str(tmp_path), limit=limit), "train")
+    found = [row.decode() for row in source.read()]
+    assert found == (ROWS + ROWS)[:limit]
+    assert source.num_rows == len(found)
 
 
 def test_fingerprint_sees_change(tmp_path):
     path = write(tmp_path / "a.jsonl", LINES)
-    prints = [OpenSource(Source(str(path))).fingerprint, OpenSource(Source(str(path), weight=2)).fingerprint]
+
+    def prints(**options):
+        return OpenSource(Source(str(path), **options)).fingerprint
+
+    seen = [prints(), prints(weight=2), prints(limit=3), prints(columns={"a": "b"}), prints(tags={"a": "b"})]
     write(path, LINES + LINES)
-    prints.append(OpenSource(Source(str(path))).fingerprint)
-    prints += [OpenSource(Source("train"), rows=rows).fingerprint for rows in (ROWS, ROWS[:4], ROWS[1:])]
-    assert len({json.dumps(one) for one in prints}) == len(prints)
+    seen.append(prints())
+    write(path, (LINES + LINES).replace("p4", "p5"))
+    seen.append(prints())
+    seen += [OpenSource(Source("train"), rows=rows).fingerprint for rows in (ROWS, ROWS[:4], ROWS[1:], [])]
+    seen += [OpenSource(Source("org/name", revision=revision)).fingerprint for revision in ("a", "b")]
+    assert len({json.dumps(one) for one in seen}) == len(seen)
+    assert json.loads(json.dumps(seen)) == seen
 
 
 def test_files_of_the_same_name_have_addresses_apart(tmp_path):
@@ -198,3 +174,39 @@ def test_files_of_the_same_name_have_addresses_apart(tmp_path):
 def test_what_is_missing_is_told_with_its_key():
     with pytest.raises(ValueError, match=r"^data\.validation: no file 'gone\.jsonl'"):
         open_sources("gone.jsonl", "validation")
+
+
+def test_any_row_is_found_by_its_address(write_rows, kind):
+    layout = Layout({"prompt": "question"}, {"role_tag": "speaker"})
+    named = Source(str(write_rows(kind, ROWS)), "x", columns=dict(layout.columns), tags=dict(layout.tags))
+    sources = open_sources([ROWS[:1], Source(named.path, columns=named.columns, tags=named.tags)], "train")
+    for row in sources[1].read():
+        found = find_row(row.address, sources)
+        assert (found.address, found.source, found.decode()) == (row.address, row.source, row.decode())
+        assert found.layout == row.layout == layout
+    for address in ("train:2", f"{kind}:99", f"{kind}:0", f"{kind}", "other:1", "train:x"):
+        with pytest.raises(ValueError, match=r"there is no row|no source has the row"):
+            find_row(address, sources)
+
+
+def test_entries_of_a_list_of_data_sets(tmp_path, monkeypatch):
+    seen = []
+
+    def read_dataset_info(path, names):
+        seen.append((path.name, names))
+        return [Source(str(tmp_path / "a.jsonl"), weight=0.5, name="one")]
+
+    fake = ModuleType("datamodules.dataset_info")
+    fake.read_dataset_info = read_dataset_info
+    monkeypatch.setitem(sys.modules, "datamodules.dataset_info", fake)
+    write(tmp_path / "a.jsonl", LINES)
+    for like in ("dataset_info.json", Source("here/dataset_info.json#one,two", weight=2)):
+        (source,) = open_sources(like, "train")
+        assert source.name == "one"
+    assert source.weight == 1.0
+    assert seen == [("dataset_info.json", []), ("dataset_info.json", ["one", "two"])]
+
+
+def test_a_row_is_what_it_says():
+    assert Row("a:1", "a", {"x": 1}) == ("a:1", "a", {"x": 1}, Layout())
+    assert Row("a:1", "a", b'{"x": 1}').decode() == {"x": 1}

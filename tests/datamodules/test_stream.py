@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import chain, combinations
+from itertools import chain
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+import torch
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from datamodules.sources import OpenSource, Source
-from datamodules.stream import BatchMaker, RowOrder, StepStream, load_steps
+from datamodules.order import RowOrder
+from datamodules.readers import blocks, columns, files, lines
+from datamodules.sources import OpenSource, Source, open_sources
+from datamodules.stream import BatchMaker, StepStream, global_batches, load_steps
 from datamodules.tokenization import PairTokenizer
+from lit_rlhf.types import Cursor
+
+WRITERS = [
+    "lines.jsonl",
+    "blank.jsonl",
+    "members.jsonl.gz",
+    "array.json",
+    "table.csv",
+    "groups.parquet",
+    "stream.arrow",
+]
 
 
 def memory(num_rows, name="train", weight=1.0):
@@ -29,111 +43,117 @@ def maker(tiny_tokenizer):
     return make
 
 
+def lost(batch):
+    return {name: count for name, count in batch.notes.items() if "/" in name}
+
+
 def rows_of(batch):
     return sorted(row for pairs in batch.micro_batches for row in pairs.rows)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    num_rows=st.integers(1, 30),
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3),
+    weights=st.lists(st.sampled_from([0.4, 1.0, 2.0, 2.5]), min_size=3, max_size=3),
     batch_size=st.integers(1, 8),
-    buffer=st.integers(0, 12),
+    buffer=st.sampled_from([0, 1, 5, 12, 1000]),
     world_size=st.integers(1, 3),
     budgets=st.tuples(st.integers(1, 200), st.integers(1, 200)),
     epoch=st.integers(0, 3),
-    done=st.integers(0, 3),
+    data=st.data(),
 )
-def test_any_split_over_ranks_budgets_and_starts(maker, num_rows, batch_size, buffer, world_size, budgets, epoch, done):
-    order = RowOrder([memory(num_rows)], seed=3, shuffle_buffer=buffer)
+def test_any_split_over_ranks_budgets_and_starts(
+    maker, sizes, weights, batch_size, buffer, world_size, budgets, epoch, data
+):
+    sources = [memory(size, name, weight) for size, name, weight in zip(sizes, "abc", weights, strict=False)]
+    order = RowOrder(sources, seed=3, shuffle_buffer=buffer)
+    assume(order.num_rows)
 
-    def run(rank, world_size, token_budget, done):
+    def run(rank, world_size, token_budget, cursor):
         stream = StepStream(order, maker(token_budget), batch_size, rank, world_size)
-        stream.cursor = (epoch, done)
+        stream.cursor = cursor
         return list(stream)
 
-    whole = run(0, 1, budgets[0], 0)
-    assert Counter(row for batch in whole for row in rows_of(batch)) == Counter(
-        row.address for row in order.rows(epoch)
-    )
-    assert sum(batch.num_pairs for batch in whole) == num_rows
+    whole = run(0, 1, budgets[0], Cursor(epoch))
+    everything = Counter(row.address for row in order.rows(epoch))
+    assert Counter(row for batch in whole for row in rows_of(batch)) == everything
     assert [batch.num_pairs for batch in whole[:-1]] == [batch_size] * (len(whole) - 1)
     assert len(whole) == StepStream(order, maker(), batch_size).num_batches()
-    assert [batch.cursor for batch in whole] == [(epoch, n) for n in range(1, len(whole))] + [(epoch + 1, 0)]
-    ranks = [run(rank, world_size, budgets[1], done) for rank in range(world_size)]
+    assert [batch.cursor.batch for batch in whole] == [*range(1, len(whole)), 0]
+    assert whole[-1].cursor == Cursor(epoch + 1)
+    done = data.draw(st.integers(0, len(whole) - 1), label="done")
+    cursor = whole[done - 1].cursor if done else Cursor(epoch)
+    saved = Cursor(*json.loads(json.dumps(cursor)))
+    ranks = [run(rank, world_size, budgets[1], saved) for rank in range(world_size)]
     together = [sorted(chain(*map(rows_of, parts))) for parts in zip(*ranks, strict=True)]
     assert together == [rows_of(batch) for batch in whole[done:]]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(num_rows=st.integers(1, 60), batch_size=st.integers(1, 9), buffer=st.integers(0, 40), data=st.data())
+def test_any_kill_of_any_kind_of_file(write_rows, monkeypatch, num_rows, batch_size, buffer, data):
+    for module in (blocks, files, lines, columns):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 50)
+    rows = [{"n": f"{number}"} for number in range(num_rows)]
+    paths = [str(write_rows(name, rows)) for name in data.draw(st.permutations(WRITERS))[:3]]
+
+    def steps(cursor, batch_size):
+        order = RowOrder(open_sources([paths[0], Source(paths[1], weight=1.3), paths[2]], "train"), 5, buffer)
+        return [([row.address for row in rows], after) for rows, after in global_batches(order, cursor, batch_size)]
+
+    whole = steps(Cursor(1), batch_size)
+    done = data.draw(st.integers(1, len(whole)), label="done")
+    if done < len(whole):
+        saved = Cursor(*json.loads(json.dumps(whole[done - 1][1])))
+        assert [rows for rows, _ in steps(saved, batch_size)] == [rows for rows, _ in whole[done:]]
+        other = chain.from_iterable(rows for rows, _ in steps(saved, 4))  # another batch size goes on as well
+        assert list(other) == list(chain.from_iterable(rows for rows, _ in whole[done:]))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
 @pytest.mark.parametrize("done", [0, 1, 4])
 def test_workers_do_not_change_the_order(maker, num_workers, done):
     stream = StepStream(RowOrder([memory(23)], seed=1, shuffle_buffer=9), maker(), batch_size=4)
-    stream.cursor = (2, done)
+    stream.cursor = Cursor(2)
     alone = [(rows_of(batch), batch.cursor) for batch in stream]
+    stream.cursor = alone[done - 1][1] if done else Cursor(2)
     shared = [(rows_of(batch), batch.cursor) for batch in load_steps(stream, num_workers)]
-    assert shared == alone
+    assert shared == alone[done:]
 
 
-def test_order_is_a_function_of_seed_and_epoch():
-    def order(seed, epoch, buffer=50):
-        return [row.address for row in RowOrder([memory(40)], seed, buffer).rows(epoch)]
-
-    assert order(0, 0) == order(0, 0)
-    orders = [order(0, 0), order(0, 1), order(1, 0), order(0, 0, buffer=5), order(0, 0, buffer=0)]
-    assert len(set(map(tuple, orders))) == len(orders)
-    assert orders[-1] == [f"train:{number}" for number in range(1, 41)]
-    first_ten = [int(row.split(":")[1]) for row in orders[0][:10]]
-    assert max(first_ten) > 20  # a buffer that holds everything reaches everywhere
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 30), min_size=2, max_size=3),
-    weights=st.lists(st.sampled_from([0.1, 0.25, 1.0, 1.5, 2.0]), min_size=3, max_size=3),
-    epoch=st.integers(0, 2),
-)
-def test_weights_say_how_often_each_row_is_shown(sizes, weights, epoch):
-    names = ["a", "b", "c"][: len(sizes)]
-    sources = [memory(size, name, weight) for size, name, weight in zip(sizes, names, weights, strict=False)]
-    order = RowOrder(sources, shuffle_buffer=4)
-    shown = Counter(row.address for row in order.rows(epoch))
-    assert sum(shown.values()) == order.num_rows()
-    for source in sources:
-        times = [shown[row.address] for row in source.read()]
-        assert sum(times) == max(1, round(len(times) * source.weight))
-        assert max(times) - min(times) <= 1
+def test_workers_share_a_stream_of_the_datasets_library(maker):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([GOOD | {"prompt": f"p {number}"} for number in range(300)])
+    sources = open_sources(rows.to_iterable_dataset(num_shards=4), "train")
+    stream = StepStream(RowOrder(sources, shuffle_buffer=0), maker(10_000), batch_size=20)
+    alone = [(rows_of(batch), batch.cursor) for batch in stream]
+    assert len(alone) == 15
+    assert [(rows_of(batch), batch.cursor) for batch in load_steps(stream, 2)] == alone
+    stream.cursor = alone[13][1]
+    assert [rows_of(batch) for batch in load_steps(stream, 2)] == [alone[14][0]]
 
 
-def test_file_order_shows_each_row_once():
-    order = RowOrder([memory(3, "a", weight=2), memory(2, "b")])
-    assert [row.address for row in order.rows(0)] == ["a:1", "a:2", "a:3", "b:1", "b:2"]
-    assert order.num_rows() == 5
+def test_a_checkpoint_holds_a_cursor(tmp_path, write_rows):
+    order = RowOrder(open_sources(str(write_rows("table.csv", [{"n": "1"}] * 9)), "train"), 0, 3)
+    cursors = [cursor for _, cursor in global_batches(order, Cursor(), 2)]
+    torch.save(list(map(list, cursors)), tmp_path / "saved.pt")
+    assert [Cursor(*saved) for saved in torch.load(tmp_path / "saved.pt", weights_only=True)] == cursors
 
 
-def test_sources_are_mixed_evenly():
-    order = RowOrder([memory(100, "a"), memory(300, "b")], shuffle_buffer=1)
-    sources = [row.source for row in order.rows(0)]
-    quarters = [sources[start : start + 100].count("a") for start in range(0, 400, 100)]
-    assert all(10 <= quarter <= 40 for quarter in quarters)
+def test_length_is_told_only_if_wanted_and_known(maker):
+    stream = StepStream(RowOrder([memory(23)], shuffle_buffer=9), maker(), batch_size=4)
+    assert len(load_steps(stream)) == 6
+    with pytest.raises(TypeError, match="the number of rows is not known, or not wanted"):
+        len(load_steps(stream, is_length_wanted=False))
+    datasets = pytest.importorskip("datasets")
+    (source,) = open_sources(datasets.Dataset.from_list([GOOD]).to_iterable_dataset(), "train")
+    with pytest.raises(TypeError, match="not known"):
+        len(load_steps(StepStream(RowOrder([source]), maker(), batch_size=4)))
 
 
-@pytest.mark.parametrize("others", [[], [memory(10, "other")]])
-def test_a_part_of_a_source_is_drawn_afresh_and_evenly(others):
-    order = RowOrder([memory(1000, weight=0.2), *others], shuffle_buffer=1)
-    parts = [{row.address for row in order.rows(epoch) if row.source == "train"} for epoch in range(3)]
-    assert [len(part) for part in parts] == [200, 200, 200]
-    assert all(len(one & other) < 100 for one, other in combinations(parts, 2))
-    in_first_half = [sum(int(address.split(":")[1]) <= 500 for address in part) for part in parts]
-    assert all(70 < count < 130 for count in in_first_half)
-
-
-def test_a_mixture_needs_lengths():
-    source = memory(3)
-    source.__dict__["num_rows"] = None
-    assert RowOrder([source], shuffle_buffer=2).num_rows() is None
-    assert len(list(RowOrder([source], shuffle_buffer=2).rows(0))) == 3
-    with pytest.raises(ValueError, match="the hub does not say how many rows 'train' has"):
-        list(RowOrder([source, memory(3)], shuffle_buffer=2).rows(0))
+def test_data_that_shrank_are_told(maker):
+    with pytest.raises(ValueError, match=r"the data end before Cursor\(epoch=0, batch=5, .*; train changed"):
+        next(global_batches(RowOrder([memory(23)], shuffle_buffer=9), Cursor(0, 5, 9, 0, [None]), 4))
 
 
 GOOD = {"prompt": "p", "chosen": " a", "rejected": " b"}
@@ -163,30 +183,30 @@ def test_bad_rows_are_refused_by_address_or_counted(tmp_path, maker, row, messag
     assert message in str(caught.value)
     stream.make_batch = maker(on_bad_row="drop")
     (batch,) = stream
-    assert (rows_of(batch), batch.notes) == (["bad.jsonl:1", "bad.jsonl:3"], {f"dropped/{reason}": 1})
+    assert (rows_of(batch), lost(batch)) == (["bad.jsonl:1", "bad.jsonl:3"], {f"dropped/{reason}": 1})
     stream.make_batch = maker(on_bad_row="drop", name_sources=True)
-    assert next(iter(stream)).notes == {f"dropped/{reason}/mine": 1}
+    assert lost(next(iter(stream))) == {f"dropped/{reason}/mine": 1}
 
 
 def test_a_long_prompt_is_cut_or_dropped_and_counted(tmp_path, maker):
     stream = write(tmp_path, GOOD, LONG, LONG)
     stream.make_batch = maker(truncation="prompt_left")
     (batch,) = stream
-    assert (batch.num_pairs, batch.notes) == (3, {"truncated/prompt": 2})
+    assert (batch.num_pairs, lost(batch)) == (3, {"truncated/prompt": 2})
     stream.make_batch = maker(truncation="response_right")
     with pytest.warns(
         UserWarning, match=r"dropped bad\.jsonl:2: has \d+ prompt tokens, which leaves no room"
     ) as warned:
         (batch,) = stream
     assert len(warned) == 1
-    assert (batch.num_pairs, batch.notes) == (1, {"dropped/prompt_too_long": 2})
+    assert (batch.num_pairs, lost(batch)) == (1, {"dropped/prompt_too_long": 2})
 
 
 def test_a_step_without_pairs_is_still_a_batch(tmp_path, maker):
     stream = write(tmp_path, {**GOOD, "chosen": ""})
     stream.make_batch = maker(on_bad_row="drop")
     (batch,) = stream
-    assert batch == ((), {"dropped/empty_response": 1}, (1, 0))
+    assert (batch.micro_batches, lost(batch), batch.cursor) == ((), {"dropped/empty_response": 1}, Cursor(1))
 
 
 def test_no_rows_at_all(tmp_path):
