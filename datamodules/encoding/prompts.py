@@ -99,7 +99,8 @@ class PromptEncoder:
         if length <= self.max_prompt_length:
             return tokens
         if self.truncation == "drop":
-            raise TooLongError("prompt_too_long", f"has {length} tokens, above {self.max_prompt_length}")
+            message = f"has {length} prompt tokens, above max_prompt_length={self.max_prompt_length}"
+            raise TooLongError("prompt_too_long", message)
         kept = keep_end(tokens.tokens, self.max_prompt_length, self.tokenizer.tokenizer.bos_token_id)
         return PromptTokens(kept, tokens.text, ("prompt",))
 

@@ -220,11 +220,11 @@ def _join(prompt: list[Message], response: list[Message]) -> tuple[list[Message]
     """
     if not prompt or prompt[-1]["role"] != "assistant" or response[0]["role"] != "assistant":
         return prompt + response, len(prompt)
-    begun, first = prompt[-1], response[0]
-    if not (isinstance(begun.get("content"), str) and isinstance(first.get("content"), str)):
-        message = "the prompt ends in an assistant turn that the response cannot go on with: both need a text"
+    begun, first = (message.get("content") or "" for message in (prompt[-1], response[0]))
+    if not (isinstance(begun, str) and isinstance(first, str)):
+        message = "the prompt ends in an assistant turn that the response cannot go on with: both must be text"
         raise BadRowError("wrong_type", message)
-    return [*prompt[:-1], {**first, "content": begun["content"] + first["content"]}, *response[1:]], len(prompt) - 1
+    return [*prompt[:-1], {**response[0], "content": begun + first}, *response[1:]], len(prompt) - 1
 
 
 def _shared(prompt: list[int], whole: list[int]) -> int:

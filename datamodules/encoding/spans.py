@@ -88,9 +88,7 @@ class TurnFinder:
             turns[number] = Turn(start, stop or end, has_stop=stop is not None)
         return turns
 
-    def _ends(
-        self, record: Record, messages: list[Message], marked: list[Message], text: str
-    ) -> dict[int, int]:
+    def _ends(self, record: Record, messages: list[Message], marked: list[Message], text: str) -> dict[int, int]:
         """Where the last text of each message ends; messages that the template leaves out are missing."""
         bare, ends = _without_marks(self.chat.render(record, marked))
         if bare == text:

@@ -138,7 +138,9 @@ def test_a_template_without_a_stop_token_is_told_once(chat_tokenizer, recwarn):
     encoder = TurnEncoder(tokenizer, 512)
     texts = [encoder.render(Record("chat", CHAT[1:])) for _ in range(2)]
     assert runs(tokenizer, encoder.encode(texts)[0]) == ["  Hello.", " See you"]
-    assert [str(warning.message)[:52] for warning in recwarn] == ["the chat template writes no special token after an a"]
+    assert [str(warning.message)[:52] for warning in recwarn] == [
+        "the chat template writes no special token after an a"
+    ]
 
 
 def test_special_tokens_that_are_spelled_out_end_no_turn(chat_tokenizer):
