@@ -89,11 +89,11 @@ def _source(file: Path, name: str, entry: dict[str, Any]) -> Source:
     return Source(
         _place(where, file, entry),
         name=name,
-        config=_optional(where, entry, "subset", str),
-        split=_optional(where, entry, "split", str),
+        config=_text(where, entry, "subset"),
+        split=_text(where, entry, "split"),
         columns=_columns(where, entry),
         tags=_names(where, entry, "tags", TAGS),
-        limit=_optional(where, entry, "num_samples", int),
+        limit=_count(where, entry, "num_samples"),
     )
 
 
@@ -110,8 +110,8 @@ def _check_keys(where: str, entry: Mapping[str, Any]) -> None:
 
 def _place(where: str, file: Path, entry: Mapping[str, Any]) -> str:
     """The path or hub name of an entry. A hub of Hugging Face comes before others that hold the same data."""
-    hub = _optional(where, entry, "hf_hub_url", str)
-    file_name = _optional(where, entry, "file_name", str)
+    hub = _text(where, entry, "hf_hub_url")
+    file_name = _text(where, entry, "file_name")
     if hub is None and file_name is None:
         asked = [key for key in _ELSEWHERE if key in entry]
         why = f"asks for {asked[0]!r}, which is not supported" if asked else "says no place"
@@ -150,8 +150,15 @@ def _names(where: str, entry: Mapping[str, Any], key: str, known: Iterable[str])
     return {word: own for word, own in names.items() if own is not None}
 
 
-def _optional(where: str, entry: Mapping[str, Any], key: str, kind: type) -> Any:
+def _text(where: str, entry: Mapping[str, Any], key: str) -> str | None:
     value = entry.get(key)
-    if value is not None and (type(value) is not kind or not value or (kind is int and value < 0)):
-        raise ValueError(f"{where} has {key} {value!r}; it must be {'text' if kind is str else 'a number above 0'}")
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError(f"{where} has {key} {value!r}; it must be text")
+    return value
+
+
+def _count(where: str, entry: Mapping[str, Any], key: str) -> int | None:
+    value = entry.get(key)
+    if value is not None and (type(value) is not int or value <= 0):
+        raise ValueError(f"{where} has {key} {value!r}; it must be a number above 0")
     return value

@@ -11,7 +11,7 @@ from datamodules.forms.values import read_list, read_text, wrong_type
 from datamodules.records import BadRowError, Response, Text
 
 _ANSWERS = ("completion", "response", "output")
-_WORKED = ("answer", "solution")  # may as well hold a number to compare with, which is no text to imitate
+_WORKED = ("solution", "answer")  # may as well hold a number to compare with, which is no text to imitate
 ANSWERS = (*_ANSWERS, *_WORKED)
 
 

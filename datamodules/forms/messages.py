@@ -19,7 +19,12 @@ from datamodules.records import BadRowError, Message
 IMAGE_MARK = "<image>"
 
 # What speakers are called -> the role; "call" is an assistant that calls a function.
-_SPEAKERS = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "call"}
+_SPEAKERS = {
+    "human": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "model"), "assistant"),
+    **dict.fromkeys(("observation", "tool_response"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), "call"),
+}
 _TAGGED = {
     "user_tag": "user",
     "assistant_tag": "assistant",

@@ -1,4 +1,4 @@
-"""Forms of rows that hold one better and one worse answer, and forms that name the better of two."""
+"""Forms of rows that hold one better and one worse answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from datamodules.forms.fields import Fields, read_words
 from datamodules.forms.messages import read_turns
 from datamodules.forms.prompts import Draft, answered
 from datamodules.forms.splitting import part
-from datamodules.forms.values import read_verdict
 from datamodules.records import ASSISTANT, HUMAN, BadRowError, Response, Text
 
 _MEASURES = ("score", "rating", "reward", "avg_rating")
@@ -50,14 +49,6 @@ def read_other_messages(fields: Fields, prompt: Text | None) -> list[Draft]:
     if rejected[0]["role"] == "assistant":
         return [pair(before, places, [chosen, rejected])]
     return [pair(None, places, [before + chosen, rejected])]
-
-
-def read_shp(fields: Fields, prompt: Text | None) -> list[Draft]:
-    """``human_ref_A`` and ``human_ref_B``; ``labels`` is 1 if A is better."""
-    sides = ("A", "B") if read_verdict("'labels'", fields["labels"]) else ("B", "A")
-    names = [f"human_ref_{side}" for side in sides]
-    scores = [fields.number(f"score_{side}") for side in sides]
-    return [pair(prompt, tuple(map(repr, names)), [fields.text(name) for name in names], scores)]
 
 
 def pair(

@@ -13,6 +13,7 @@ from datamodules.forms.values import read_list, read_text, wrong_type
 from datamodules.records import BadRowError, Message, Response, Text
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
+SYSTEMS = ("system", "system_prompt")
 QUESTIONS = ("question", "problem", "query", "input")
 
 
@@ -56,7 +57,7 @@ def read_prompt(fields: Fields, name: str) -> Text:
     if not isinstance(words, str):
         return words
     history = _read_history(fields) if name != "history" else []
-    if name == "prompt" and not history and not fields.get("system"):
+    if name == "prompt" and not history and not any(map(fields.get, SYSTEMS)):
         return words
     if name == "instruction" and (given := fields.ask("input", "context")):
         words = with_input(words, fields.text(given))
@@ -69,9 +70,9 @@ def with_input(instruction: str, given: str) -> str:
 
 
 def with_system(fields: Fields, prompt: Text) -> Text:
-    """Put the column ``system`` before a conversation that does not begin with a system turn."""
+    """Put the column ``system`` (or ``system_prompt``) before a conversation that does not begin with a system turn."""
     turns = turns_of(prompt)
-    name = fields.ask("system") if turns else None
+    name = fields.ask(*SYSTEMS) if turns else None
     if name is None or not (text := fields.text(name)) or turns[0]["role"] == "system":
         return prompt
     return [{"role": "system", "content": text}, *turns]

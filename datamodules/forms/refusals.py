@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 from datamodules.forms.fields import Fields, nearest
 from datamodules.records import BadRowError
@@ -11,37 +12,64 @@ Names = tuple[str, ...]
 _KEYS_COMPARED = 50  # comparing words is slow, and a row may have any number of columns
 
 
-def refusal(fields: Fields, shapes: Sequence[tuple[str, Sequence[Names], str]]) -> BadRowError:
+class Shape(NamedTuple):
+    """What is known of a form before any value is looked at.
+
+    Args:
+        name: what the form is called.
+        needs: its columns, each by its names, of which a row has one.
+        wants: its condition in words; empty if it has none.
+    """
+
+    name: str
+    needs: tuple[Names, ...]
+    wants: str
+
+
+def refusal(fields: Fields, shapes: tuple[Shape, ...]) -> BadRowError:
     """The error of a row that no form reads.
 
     Args:
         fields: the row.
-        shapes: name, columns (each by its names) and condition in words of each form that comes into question.
+        shapes: the forms that come into question.
     """
     found = f"(keys found: {fields.found})"
-    known = {name for _, needs, _ in shapes for names in needs for name in names}
-    unknown = [key for key in fields.values if key not in known][:_KEYS_COMPARED]
-    scored = [
-        (_closeness(fields, needs, unknown) - 0.01 * bool(wants), name, needs, wants) for name, needs, wants in shapes
-    ]
-    closeness, name, needs, wants = max(scored, key=lambda shape: shape[0])
-    if closeness <= 0:
+    shape, slips = _nearest_shape(frozenset(fields.values), shapes)
+    if shape is None:
         return BadRowError("unknown_form", f"no form is known by these columns {found}; name them by `columns`")
-    missing = [names for names in needs if fields.first(*names) is None]
+    missing = [names for names in shape.needs if fields.first(*names) is None]
     if not missing:
-        return BadRowError("unknown_form", f"{name!r} is the nearest form, but it needs {wants} {found}")
-    slips = [f"; did you mean {names[0]!r} by {near!r}?" for names in missing if (near := _slip(unknown, names))]
+        return BadRowError("unknown_form", f"{shape.name!r} is the nearest form, but it needs {shape.wants} {found}")
     lacks = " and no ".join(" or ".join(map(repr, names[:3])) for names in missing)
+    meant = "".join(
+        f"; did you mean {slips[name]!r} by {name!r}?" for name in sorted(slips) if _wants(missing, slips[name])
+    )
     return BadRowError(
-        "missing_key", f"row has no {lacks} {found}, which the nearest form, {name!r}, needs{''.join(slips)}"
+        "missing_key", f"row has no {lacks} {found}, which the nearest form, {shape.name!r}, needs{meant}"
     )
 
 
-def _closeness(fields: Fields, needs: Sequence[Names], unknown: list[str]) -> float:
-    """Share of the columns that the row has, where a misspelled one counts a little less."""
-    return sum(1.0 if fields.first(*names) else 0.9 * bool(_slip(unknown, names)) for names in needs) / len(needs)
+@lru_cache(maxsize=64)
+def _nearest_shape(keys: frozenset[str], shapes: tuple[Shape, ...]) -> tuple[Shape | None, dict[str, str]]:
+    """The shape that the most columns speak for, and what unknown columns may be misspellings of.
+
+    Kept, because files whose rows are all refused would cost much more than those that are read.
+    """
+    known = sorted({name for shape in shapes for names in shape.needs for name in names})
+    slips = {key: near for key in sorted(keys.difference(known))[:_KEYS_COMPARED] if (near := nearest(key, known))}
+    # A misspelled column counts less than a right one, and a form with a condition less than one without.
+    scores = [
+        _share(shape, keys) + 0.9 * _share(shape, frozenset(slips.values())) - 0.01 * bool(shape.wants)
+        for shape in shapes
+    ]
+    best = max(scores)
+    return (shapes[scores.index(best)] if best > 0 else None), slips
 
 
-def _slip(unknown: list[str], names: Names) -> str | None:
-    """The column of an unknown name that may be one of ``names`` misspelled."""
-    return next((near for name in names if (near := nearest(name, unknown))), None)
+def _share(shape: Shape, keys: frozenset[str]) -> float:
+    """Share of the columns of a shape that are among ``keys``."""
+    return sum(not keys.isdisjoint(names) for names in shape.needs) / len(shape.needs)
+
+
+def _wants(missing: list[Names], name: str) -> bool:
+    return any(name in names for names in missing)

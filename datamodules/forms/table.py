@@ -10,12 +10,12 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from datamodules.forms import instructions, pairs, ranked, tokenised, unpaired
+from datamodules.forms import comparisons, instructions, pairs, ranked, tokenised, unpaired
 from datamodules.forms.fields import USUAL, Fields
 from datamodules.forms.options import read_margin, read_template_kwargs, read_tools
 from datamodules.forms.pictures import with_pictures
 from datamodules.forms.prompts import CONVERSATIONS, QUESTIONS, Draft, read_prompt, with_system
-from datamodules.forms.refusals import refusal
+from datamodules.forms.refusals import Shape, refusal
 from datamodules.records import BadRowError, Layout, Record, Text
 
 Names = tuple[str, ...]
@@ -71,7 +71,20 @@ FORMS: tuple[Form, ...] = (
     Form("LLaMA-Factory v1 pair", (), (("chosen_messages",), ("rejected_messages",)), pairs.read_typed_pair),
     Form("ms-swift, rejected messages", CONVERSATIONS, (("rejected_messages",),), pairs.read_other_messages),
     Form("ms-swift, rejected response", CONVERSATIONS, (("rejected_response",),), pairs.read_other_response),
-    Form("SHP comparison", ("history",), (("human_ref_A",), ("human_ref_B",), ("labels",)), pairs.read_shp),
+    Form("SHP comparison", ("history",), (("human_ref_A",), ("human_ref_B",), ("labels",)), comparisons.read_shp),
+    Form(
+        "PKU comparison",
+        ("prompt",),
+        (("response_0",), ("response_1",), ("better_response_id",)),
+        comparisons.read_numbered,
+    ),
+    Form(
+        "HelpSteer comparison",
+        ("context", "prompt"),
+        (("response1",), ("response2",), ("overall_preference",)),
+        comparisons.read_preference_scale,
+    ),
+    Form("arena comparison", (), (("conversation_a",), ("conversation_b",), ("winner",)), comparisons.read_arena),
     Form("ranked answers", _ANY, (ranked.LISTS,), ranked.read_ranks, ranked.has_ranks, _LISTED),
     Form("scored answers", _ANY, (ranked.LISTS,), ranked.read_scores, ranked.has_scores, _LISTED),
     Form(
@@ -187,8 +200,9 @@ def find_form(fields: Fields) -> Form:
     for form in _candidates(frozenset(fields.values)):
         if form.holds(fields):
             return form
-    shapes = [(form.name, form.needs, form.wants) for form in _in_question(frozenset(fields.values))]
-    raise refusal(fields, shapes)
+    raise refusal(
+        fields, tuple(Shape(form.name, form.needs, form.wants) for form in _in_question(frozenset(fields.values)))
+    )
 
 
 @lru_cache(maxsize=1024)

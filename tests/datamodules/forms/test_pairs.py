@@ -60,12 +60,6 @@ def test_rejected_messages_may_be_whole_or_the_end():
         assert [one.text for one in responses(**TALK, rejected_messages=rejected)] == [[assistant("y")], longer[1:]]
 
 
-def test_shp_may_prefer_either():
-    row = {"history": "h", "human_ref_A": "a", "human_ref_B": "b"}
-    assert [one.text for one in responses(**row, labels=0)] == [[assistant("b")], [assistant("a")]]
-    assert [one.score for one in responses(**row, labels=0, score_A=1, score_B=7)] == [7.0, 1.0]
-
-
 BAD = [
     ({**PAIR, "rejected": 3}, "wrong_type", "'rejected' is int '3'; it must be text or a list of messages"),
     ({**PAIR, "rejected": {}}, "wrong_type", "'rejected' is an empty dict"),
@@ -88,8 +82,6 @@ BAD = [
     ({"messages": [user("x")], "rejected_response": "y"}, "missing_response", "must end in an assistant turn"),
     ({**TALK, "rejected_messages": "z"}, "wrong_type", "'rejected_messages' is str 'z'"),
     ({**TALK, "rejected_messages": TALK["messages"]}, "identical_responses", "are identical"),
-    ({"history": "h", "human_ref_A": "a", "human_ref_B": "b", "labels": 2}, "wrong_type", "'labels' is int '2'"),
-    ({"history": "h", "human_ref_A": 1, "human_ref_B": "b", "labels": 1}, "wrong_type", "'human_ref_A' is int '1'"),
 ]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from datamodules.forms.fields import Fields
-from datamodules.forms.refusals import refusal
+from datamodules.forms.refusals import Shape, refusal
 
-SHAPES = [
-    ("pair", (("prompt",), ("chosen",), ("rejected",)), ""),
-    ("list", (("prompt",), ("completions", "responses")), "scores"),
-    ("text", (("text",),), ""),
-]
+SHAPES = (
+    Shape("pair", (("prompt",), ("chosen",), ("rejected",)), ""),
+    Shape("list", (("prompt",), ("completions", "responses")), "scores"),
+    Shape("text", (("text",),), ""),
+)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ SHAPES = [
             {"prompt": 1, "responss": 2},
             "missing_key",
             "row has no 'completions' or 'responses' (keys found: 'prompt', 'responss'), which the nearest form, 'list'"
-            ", needs; did you mean 'completions' by 'responss'?",
+            ", needs; did you mean 'responses' by 'responss'?",
         ),
         ({"chosn": 1}, "missing_key", "did you mean 'chosen' by 'chosn'?"),
         ({"prompt": 1, "responses": 2}, "unknown_form", "'list' is the nearest form, but it needs scores (keys found"),

@@ -24,7 +24,7 @@ WAYS = {
     "explicit": ("a b", [" c", " d"], ("a b", [" c", " d"])),
     "explicit, empty prompt": ("", ["c", "d"], ("", ["c", "d"])),
     "implicit": (None, ["the fox ran", "the fox sat"], ("the fox", [" ran", " sat"])),
-    "implicit, several": (None, ["the fox ran", "the fox sat", "the fog"], ("the fo", ["x ran", "x sat", "g"])),
+    "implicit, several": (None, ["the fox ran", "the fox sat", "the fig"], ("the f", ["ox ran", "ox sat", "ig"])),
     "implicit, one begins the other": (None, ["abc", "ab"], ("a", ["bc", "b"])),
     "implicit, nothing shared": (None, ["ab ", "c"], ("", ["ab ", "c"])),
     "HH": (
