@@ -30,7 +30,7 @@ LLAMA3 = (
 )
 GEMMA = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}"
-    "{% endif %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
+    "{% endif %}<start_of_turn>{{ {'assistant': 'model'}.get(m.role, m.role) }}\n{{ m.content | trim }}<end_of_turn>\n"
     "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 # Thoughts are kept, or put in empty, after the last question only; answers to tools read otherwise.
