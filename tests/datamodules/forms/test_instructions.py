@@ -33,6 +33,11 @@ def test_a_number_to_compare_with_is_no_answer():
         assert (record.responses, record.columns) == ((), {name: 42})
 
 
+def test_a_worked_solution_comes_before_its_last_line():
+    (record,) = read_row({"problem": "q", "answer": "4", "solution": "2 + 2 = 4"})
+    assert record.responses == (Response([assistant("2 + 2 = 4")]),)
+
+
 def test_dolly():
     row = {"instruction": "i", "context": "c", "response": "r", "category": "qa"}
     assert read_row(row)[0].prompt == [user("i\nc")]

@@ -100,7 +100,11 @@ BAD = [
     ({"role": "user", "content": "\ud800"}, "bad_encoding", "m[0]['content'] has a lone surrogate"),
     ({"role": "\ud800", "content": ""}, "bad_encoding", "m[0]['role'] has a lone surrogate"),
     ({"role": "user", "content": "x", "name": "\ud800"}, "bad_encoding", "m[0] has a lone surrogate"),
-    ({"from": "humn", "value": "x"}, "unknown_speaker", "is 'humn'; known speakers are assistant, chatgpt, function_call"),
+    (
+        {"from": "humn", "value": "x"},
+        "unknown_speaker",
+        "is 'humn'; known speakers are assistant, chatgpt, function_call",
+    ),
     ({"from": "function_call", "value": "{"}, "wrong_type", "m[0]['value'] is text but not JSON"),
     ({"from": "function_call", "value": "[]"}, "bad_tool_call", "m[0] calls a function without"),
     ({"role": "assistant", "tool_calls": [{"function": {}}]}, "bad_tool_call", "m[0] calls a function without"),

@@ -10,6 +10,8 @@ from datamodules.forms.refusals import Shape, refusal
 SHAPES = (
     Shape("pair", (("prompt",), ("chosen",), ("rejected",)), ""),
     Shape("list", (("prompt",), ("completions", "responses")), "scores"),
+    Shape("dialogue", (("chosen",), ("rejected",)), "turns"),
+    Shape("whole", (("chosen",), ("rejected",)), ""),
     Shape("text", (("text",),), ""),
 )
 
@@ -29,6 +31,11 @@ SHAPES = (
             ", needs; did you mean 'responses' by 'responss'?",
         ),
         ({"chosn": 1}, "missing_key", "did you mean 'chosen' by 'chosn'?"),
+        (
+            {"rejected": 1, "id": 2},
+            "missing_key",
+            "row has no 'chosen' (keys found: 'rejected', 'id'), which the nearest form, 'whole', needs",
+        ),
         ({"prompt": 1, "responses": 2}, "unknown_form", "'list' is the nearest form, but it needs scores (keys found"),
         ({"a": 1}, "unknown_form", "no form is known by these columns (keys found: 'a'); name them by `columns`"),
     ],
