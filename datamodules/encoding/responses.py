@@ -11,11 +11,12 @@ Rows of text and well-behaved conversations give exactly the tokens of TRL 1.16.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.encoding.families import tokenize_families
 from datamodules.encoding.rendering import ChatRenderer, kind_of
 from datamodules.encoding.spans import TurnFinder
 from datamodules.encoding.tokenizers import Range, TextTokenizer
@@ -119,13 +120,9 @@ class ResponseEncoder:
     def encode(self, rendered: Sequence[ResponseTexts | ResponseTokens]) -> list[ResponseTokens]:
         """Tokenise rows, all at once. Nothing is cut."""
         rows = [row for row in rendered if isinstance(row, ResponseTexts)]
-        turns = {text: found for row in rows if row.turns for text, found in zip(row.wholes, row.turns, strict=True)}
-        plain = list({text: None for row in rows for text in (row.prompt, *row.wholes) if text not in turns})
-        ids = dict(zip(plain, self.tokenizer.ids(plain), strict=True))
-        masks: dict[str, list[bool]] = {}
-        for text, masked in zip(turns, self.tokenizer.masked_ids(list(turns), list(turns.values())), strict=True):
-            ids[text], masks[text] = masked
-        return [self._split(row, ids, masks) if isinstance(row, ResponseTexts) else row for row in rendered]
+        ids = tokenize_families(self.tokenizer, [(row.prompt, *row.wholes) for row in rows])
+        split = iter(map(self._split, rows, ids))
+        return [next(split) if isinstance(row, ResponseTexts) else row for row in rendered]
 
     def fit(self, tokens: ResponseTokens) -> ResponseTokens:
         """Check a row and cut it to ``max_length``.
@@ -195,19 +192,17 @@ class ResponseEncoder:
         messages = opening if prompt[-1]["role"] == "assistant" else self.chat.render(record, prompt)
         return common_prefix_length(opening, whole) >= len(messages.rstrip())
 
-    def _split(
-        self, row: ResponseTexts, ids: Mapping[str, list[int]], masks: Mapping[str, list[bool]]
-    ) -> ResponseTokens:
+    def _split(self, row: ResponseTexts, ids: list[list[int]]) -> ResponseTokens:
         """Split the sequences of a row where one of them leaves the prompt."""
-        prompt, *wholes = (ids[text] for text in (row.prompt, *row.wholes))
+        prompt, *wholes = ids
         if row.is_plain:
             prompt = self.tokenizer.opened(prompt)
-            wholes = [self.tokenizer.closed(text, ids[text]) for text in row.wholes]
+            wholes = [self.tokenizer.closed(text, whole) for text, whole in zip(row.wholes, wholes, strict=True)]
         begin = min(_shared(prompt, whole) for whole in wholes)
-        responses = tuple(
-            TokenResponse(whole[begin:], masks[text][begin:] if text in masks else [True] * (len(whole) - begin))
-            for text, whole in zip(row.wholes, wholes, strict=True)
-        )
+        masks = [[True] * len(whole) for whole in wholes]
+        if row.turns is not None:
+            masks = [mask for _, mask in self.tokenizer.masked_ids(row.wholes, row.turns)]
+        responses = tuple(TokenResponse(whole[begin:], mask[begin:]) for whole, mask in zip(wholes, masks, strict=True))
         return ResponseTokens(prompt[:begin], responses, tuple(range(len(responses))), row.ranks)
 
 

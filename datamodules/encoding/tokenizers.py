@@ -59,6 +59,7 @@ class TextTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.opening = _opening(tokenizer)
+        self.splits_words = tokenizer.is_fast and len(set(self._backend().encode("a b c").word_ids) - {None}) > 1
         added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
         self._special = sorted({*added, *map(str, tokenizer.all_special_tokens)}, key=len, reverse=True)
         self._is_special = re.compile("|".join(map(re.escape, self._special)) or "(?!)")

@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 from datamodules.encoding.responses import ResponseEncoder, ResponseTokens
 from datamodules.encoding.tokenizers import load_tokenizer
 from datamodules.encoding.truncation import TooLongError
+from datamodules.forms import read_row
 from datamodules.packing import TokenResponse
-from datamodules.records import BadRowError, Record, Response, read_preference
+from datamodules.records import BadRowError, Record, Response
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "trl_dpo_tokens"
 USER = {"role": "user", "content": "Hi"}
@@ -50,11 +51,7 @@ def scored_of(tokenizer, row):
 def test_tokens_equal_those_of_trl():
     tokenizer = AutoTokenizer.from_pretrained(GOLDEN)
     rows, expected = (json.loads((GOLDEN / name).read_text()) for name in ("rows.json", "tokens.json"))
-    pairs = map(read_preference, rows)
-    records = [
-        record(pair.prompt, pair.chosen, pair.rejected, tools=pair.tools, template_kwargs=pair.template_kwargs)
-        for pair in pairs
-    ]
+    records = [record for row in rows for record in read_row(row)]
     encoded = encode(tokenizer, *records)
     assert [[row.prompt, *(response.tokens for response in row.responses)] for row in encoded] == expected
     assert all(all(response.scored) for row in encoded for response in row.responses)
