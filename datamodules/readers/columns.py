@@ -137,12 +137,13 @@ class Arrow(ColumnReader):
     def blocks(self, unit: int, place: Place = None) -> Iterator[Block]:
         """Yield blocks of a batch."""
         self.check_unchanged()
-        with named(f"{self.file}: record batch {unit} is broken"), pa.memory_map(str(self.file)) as content:
+        # Not mapped into memory: rows that are held would each hold a mapping.
+        with named(f"{self.file}: record batch {unit} is broken"), pa.OSFile(str(self.file)) as content:
             (batch,) = self._batches(content, unit)
             for start in range(place or 0, batch.num_rows, self.block_rows[unit]):
                 yield self._block(batch.slice(start, self.block_rows[unit]), unit, start)
 
-    def _batches(self, content: pa.MemoryMappedFile, unit: int | None = None) -> Iterator[pa.RecordBatch]:
+    def _batches(self, content: pa.NativeFile, unit: int | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the batch of one unit, or all of them."""
         if not self.is_stream:
             opened = pa.ipc.open_file(content)
@@ -156,7 +157,7 @@ class Arrow(ColumnReader):
             yield pa.ipc.read_record_batch(pa.ipc.read_message(content), schema)
 
 
-def _message_offsets(file: Path, content: pa.MemoryMappedFile) -> list[int]:
+def _message_offsets(file: Path, content: pa.NativeFile) -> list[int]:
     """Where the record batches of a stream begin. Looks at headers alone."""
     pa.ipc.read_schema(content)
     offsets: list[int] = []

@@ -73,14 +73,15 @@ class Lines(FileReader):
         with self.file.open("rb") as stream, self.file.open("rb") as again:
             is_begun = True  # whether a line begins at the first byte of the range
             for unit in range(self.num_units):
-                held = stream.read(BLOCK_BYTES)
-                ends = held.count(b"\n")
-                begun = is_begun + ends - held.endswith(b"\n")
-                lines.append(begun)
-                # Nearly all files have only lines that begin with a brace: two fast searches tell.
-                is_plain = begun == (is_begun and held.startswith(b"{")) + held.count(b"\n{")
-                rows.append(begun if is_plain else len(self._range(again, unit, is_addressed=False)[0]))
-                is_begun = held.endswith(b"\n")
+                pieces = stream.read(BLOCK_BYTES).split(b"\n")
+                whole, last = pieces[not is_begun : -1], pieces[-1]
+                is_begun = is_begun or len(pieces) > 1
+                lines.append(len(whole) + (is_begun and last != b""))
+                if unit and not last.isspace():
+                    rows.append(lines[-1] - sum(map(bytes.isspace, whole)) - whole.count(b""))
+                else:  # a mark of UTF-8, or a line of which the next range tells whether it is blank
+                    rows.append(len(self._range(again, unit, is_addressed=False)[0]))
+                is_begun = last == b""
         return lines, rows
 
     def _range(self, stream: BinaryIO, unit: int, is_addressed: bool = True) -> tuple[list[tuple[str, Any]], int]:

@@ -57,7 +57,7 @@ WRITERS: dict[str, Callable[[list[Any]], bytes]] = {
     "blank.jsonl": lambda rows: b"\n \n" + lines(rows).replace(b"\n", b"\n\n\t\n"),
     "bom.jsonl": lambda rows: b"\xef\xbb\xbf" + lines(rows),
     "open_end.jsonl": lambda rows: lines(rows).rstrip(b"\n"),
-    "packed.jsonl.gz": lambda rows: gzip.compress(lines(rows)),
+    "packed.jsonl.gz": lambda rows: gzip.compress(lines(rows), 1),
     "members.jsonl.gz": lambda rows: gzip.compress(lines(rows[:3])) + gzip.compress(lines(rows[3:])),
     "array.json": lambda rows: json.dumps(rows).encode(),
     "indented.json": lambda rows: b"\xef\xbb\xbf\n " + json.dumps(rows, indent=2, ensure_ascii=False).encode(),

@@ -62,12 +62,19 @@ def test_a_broken_array_is_refused(tmp_path, monkeypatch, content, chunk):
 
 def test_a_broken_array_is_refused_before_it_is_read_to_its_end(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text('[{"a": 1} {"a" "b"}' + ', {"a": 1}' * 100_000 + "]")
-    (reader,) = [open_file(tmp_path / "a.json", "a")]
-    read = []
+    reader, read = open_file(tmp_path / "a.json", "a"), []
     monkeypatch.setattr(arrays, "open_at", lambda *args: Spy(args[0], read))
     with pytest.raises(ValueError, match=r"a\.json:2: "):
         list(reader.blocks(0))
     assert sum(read) < 300_000
+
+
+def test_a_huge_value_is_tried_a_few_times_only(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text(json.dumps(["x" * 8_000_000, "y"]))
+    reader, read = open_file(tmp_path / "a.json", "a"), []
+    monkeypatch.setattr(arrays, "open_at", lambda *args: Spy(args[0], read))
+    assert [len(block.rows) for block in reader.blocks(0)] == [1, 1]
+    assert len(read) < 15
 
 
 class Spy:
