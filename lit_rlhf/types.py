@@ -16,7 +16,9 @@ Shape letters: T tokens in the row, S segments, L sequences (leaves), N scored t
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
+from itertools import chain, compress, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -84,9 +86,7 @@ class Forest(NamedTuple):
             row.add(tree)
         if not row.tokens:
             raise ValueError("a forest needs at least one token")
-        tokens, positions, targets, predictors, sequences = (
-            torch.tensor(column, dtype=torch.int64) for column in row.columns()
-        )
+        tokens, positions, targets, predictors, sequences = map(_as_tensor, row.columns())
         return cls(tokens, positions, targets, predictors, sequences, tuple(row.lengths), tuple(row.parents))
 
     def to(self, device: torch.device) -> Forest:
@@ -139,20 +139,25 @@ def num_sequence_tokens(forest: Forest) -> int:
     return sum(forest.lengths[part] for leaf in forest.leaves for part in forest.path(leaf))
 
 
+def _as_tensor(column: array[int]) -> Tensor:
+    """(N,) int64; a tensor of its own memory is writable, and an empty buffer is none."""
+    return torch.frombuffer(column, dtype=torch.int64) if column else torch.empty(0, dtype=torch.int64)
+
+
 class _Row:
-    """Builds the columns of a forest, tree by tree."""
+    """Builds the columns of a forest, tree by tree, without a loop over tokens."""
 
     def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.positions: list[int] = []
-        self.targets: list[int] = []
-        self.predictors: list[int] = []
-        self.sequences: list[int] = []
+        self.tokens = array("q")
+        self.positions = array("q")
+        self.targets = array("q")
+        self.predictors = array("q")
+        self.sequences = array("q")
         self.lengths: list[int] = []
         self.parents: list[int] = []
         self.num_sequences = 0
 
-    def columns(self) -> tuple[list[int], ...]:
+    def columns(self) -> tuple[array[int], ...]:
         return self.tokens, self.positions, self.targets, self.predictors, self.sequences
 
     def add(self, tree: Sequence[Segment]) -> None:
@@ -162,21 +167,19 @@ class _Row:
         for number, segment in enumerate(tree):
             self._check(number, segment, is_leaf=number not in inner)
             depth, last = ends[segment.parent] if number else (0, -1)
-            for token, scored in zip(segment.tokens, segment.scored, strict=True):
-                if scored:
-                    if last < 0:
-                        raise ValueError("the first token of a tree cannot be scored: nothing precedes it")
-                    self.targets.append(len(self.tokens))
-                    self.predictors.append(last)
-                    self.sequences.append(self.num_sequences)
-                last = len(self.tokens)
-                self.tokens.append(int(token))
-                self.positions.append(depth)
-                depth += 1
-            ends.append((depth, last))
+            start, end = len(self.tokens), len(self.tokens) + len(segment.tokens)
+            if last < 0 and segment.scored[:1] and segment.scored[0]:
+                raise ValueError("the first token of a tree cannot be scored: nothing precedes it")
+            known = len(self.targets)
+            self.targets.extend(compress(range(start, end), segment.scored))
+            self.predictors.extend(compress(chain((last,), range(start, end)), segment.scored))
+            self.sequences.extend(repeat(self.num_sequences, len(self.targets) - known))
+            self.tokens.extend(segment.tokens)
+            self.positions.extend(range(depth, depth + end - start))
+            ends.append((depth + end - start, end - 1 if end > start else last))
             self.lengths.append(len(segment.tokens))
             self.parents.append(first + segment.parent if number else -1)
-            if number not in inner and last < 0:
+            if number not in inner and ends[-1][1] < 0:
                 raise ValueError(f"the sequence that ends in segment {number} has no tokens")
             self.num_sequences += number not in inner
 
@@ -242,7 +245,8 @@ class PreferenceBatch(NamedTuple):
 
     Args:
         micro_batches: the pairs of this rank. May be empty if every row was dropped.
-        notes: what happened to rows on the way, counted: ``{"dropped/empty_response": 1, "truncated/prompt": 3}``.
+        notes: what happened to rows on the way, counted: ``{"dropped/empty_response": 1, "truncated/prompt": 3}``; and
+            ``tokens`` in the micro-batches beside the ``room`` for tokens that their budget gives.
         cursor: where the stream goes on once this batch is consumed.
     """
 
