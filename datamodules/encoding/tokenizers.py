@@ -190,15 +190,9 @@ def _opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _by_offsets(offsets: Sequence[Range], ranges: Sequence[Range]) -> list[Range]:
-    """Ranges of the tokens that overlap ranges of characters; a token without characters lies before the next one."""
+    """Ranges of the tokens that overlap ranges of characters."""
     starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
-    found = []
-    for start, end in ranges:
-        first = bisect_right(ends, start)
-        while first and starts[first - 1] == start == ends[first - 1]:
-            first -= 1
-        found.append((first, bisect_left(starts, end)))
-    return found
+    return [(bisect_right(ends, start), bisect_left(starts, end)) for start, end in ranges]
 
 
 def _mask(length: int, ranges: Sequence[Range]) -> list[bool]:

@@ -34,10 +34,11 @@ def test_what_a_tokenizer_puts_before_a_text(tokenizer, slow_tokenizer):
 
 
 def test_ids_add_nothing_and_ignore_limits(tokenizer):
+    encoder = TextTokenizer(tokenizer)
     tokenizer.backend_tokenizer.enable_truncation(2)
     tokenizer.backend_tokenizer.enable_padding(length=50)
     texts = ["Thank you very much", "", "a fox</s>"]
-    ids = TextTokenizer(tokenizer).ids(texts)
+    ids = encoder.ids(texts)
     assert [tokenizer.decode(row) for row in ids] == texts
     assert ids[1] == []
     assert ids[2][-1] == tokenizer.eos_token_id

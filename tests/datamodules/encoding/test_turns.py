@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 
 import pytest
 
@@ -133,14 +134,14 @@ def test_a_conversation_may_begin_with_the_assistant(chat_tokenizer):
     assert trained(chat_tokenizer("llama3"), chat) == ["first<|eot_id|>", "x<|eot_id|>"]
 
 
-def test_a_template_without_a_stop_token_is_told_once(chat_tokenizer, recwarn):
+def test_a_template_without_a_stop_token_is_told_once(chat_tokenizer):
     tokenizer = chat_tokenizer("no_stop")
     encoder = TurnEncoder(tokenizer, 512)
-    texts = [encoder.render(Record("chat", CHAT[1:])) for _ in range(2)]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        texts = [encoder.render(Record("chat", CHAT[1:])) for _ in range(2)]
     assert runs(tokenizer, encoder.encode(texts)[0]) == ["  Hello.", " See you"]
-    assert [str(warning.message)[:52] for warning in recwarn] == [
-        "the chat template writes no special token after an a"
-    ]
+    assert [str(warning.message)[:52] for warning in told] == ["the chat template writes no special token after an a"]
 
 
 def test_special_tokens_that_are_spelled_out_end_no_turn(chat_tokenizer):
