@@ -6,16 +6,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datamodules.packing import TokenPair, pack_pairs
     from datamodules.preference import PreferenceDataModule
+    from datamodules.prompt import PromptDataModule
+    from datamodules.sft import SFTDataModule
     from datamodules.sources import Source
 
 _HOMES = {
     "PreferenceDataModule": "datamodules.preference",
+    "PromptDataModule": "datamodules.prompt",
+    "SFTDataModule": "datamodules.sft",
     "Source": "datamodules.sources",
     "TokenPair": "datamodules.packing",
     "pack_pairs": "datamodules.packing",
 }
 
-__all__ = ["PreferenceDataModule", "Source", "TokenPair", "pack_pairs"]
+__all__ = ["PreferenceDataModule", "PromptDataModule", "SFTDataModule", "Source", "TokenPair", "pack_pairs"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,43 +1,52 @@
-"""The data module for preferences: pairs from files or the hub, as step batches packed to a token budget."""
+"""The data module for preferences: pairs, rankings and thumbs from any source, packed to a token budget."""
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
-from lightning import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.order import RowOrder
-from datamodules.sources import OpenSource, SourceLike, open_sources
-from datamodules.stream import BatchMaker, OnBadRow, StepLoader, StepStream, load_steps
-from datamodules.tokenization import PairTokenizer, Truncation, load_tokenizer, with_chat_template
-from lit_rlhf.types import Cursor, PreferenceBatch
+from datamodules.encoding.preferences import Pairing, preferences_of
+from datamodules.encoding.responses import ResponseEncoder, ResponseTexts, ResponseTokens
+from datamodules.encoding.truncation import Truncation
+from datamodules.making import OnBadRow, Outcome
+from datamodules.packing import TokenTree, pack_trees, pack_unpaired
+from datamodules.records import BadRowError, Record, Response
+from datamodules.sources import SourceLike
+from datamodules.streamed import StreamedDataModule, at_least
+from lit_rlhf.types import Cursor, PreferenceBatch, UnpairedBatch
+
+Kind = Literal["pairs", "unpaired"]
+Trained = Literal["response", "assistant"]
 
 
-class PreferenceDataModule(LightningDataModule):
-    """Pairs of a chosen and a rejected response, as one batch per optimizer step.
+class PreferenceDataModule(StreamedDataModule):
+    """Responses of which one is better than another, or is good or bad by itself, as one batch per optimizer step.
 
     Args:
-        train: rows to train on: a file (.jsonl, .json, .gz of these, .parquet), a glob, a folder, a hub name, a list of
-            these (with weights, as Source), or a list of rows.
+        train: rows to train on: a file (.jsonl, .json, .csv, .parquet, .arrow, .gz of these), a glob, a folder, a hub
+            name, a list of these (with weights, as Source), or a list of rows.
         validation: rows to validate on, in file order.
         test: rows to test on, in file order.
         predict: rows to predict for, in file order.
         tokenizer: folder, hub name, or a tokenizer.
         chat_template: Jinja template or the path of one, for conversations; the tokenizer's own unless given.
-        batch_size: pairs per optimizer step, over all ranks.
+        batch_size: rows per optimizer step, over all ranks.
         token_budget: tokens per micro-batch, a shared prompt counted once. Changes memory and speed, never the loss.
         max_length: most tokens of prompt and response together.
-        truncation: what happens to longer pairs. prompt_left: cut the beginning of the prompt, but keep half of
-            max_length of it, then the end of the responses. response_right: cut the end, and drop the pair if the
-            prompt fills max_length. drop: drop the pair.
+        truncation: what happens to longer rows. prompt_left: cut the beginning of the prompt, but keep half of
+            max_length of it, then the end of the responses. response_right: cut the end, and drop the row if the
+            prompt fills max_length. drop: drop the row.
+        kind: pairs: a better and a worse response, for DPO and reward models. unpaired: each response with a thumb up
+            or down; of pairs, the chosen is up and the rejected down.
+        pairing: which pairs a row of more than two ranked responses gives. all: every two of different rank.
+            best_worst: the first best against the last worst.
+        trained: which tokens of a response count. response: all. assistant: in responses of several turns, those of the
+            assistant alone.
         on_bad_row: raise: stop at a row that cannot be used, with its address. drop: drop and count it.
-        shuffle_buffer: rows held in memory to draw the training order from; at least the number of rows for a perfect
-            shuffle, 0 for file order.
+        shuffle_buffer: rows held in memory to draw the training order from; 0 for file order.
         seed: seed of the training order.
         num_workers: processes that read and tokenise; 0 does it in the training process. Does not change the order.
     """
@@ -54,170 +63,137 @@ class PreferenceDataModule(LightningDataModule):
         token_budget: int = 4096,
         max_length: int = 1024,
         truncation: Truncation = "prompt_left",
+        kind: Kind = "pairs",
+        pairing: Pairing = "all",
+        trained: Trained = "response",
         on_bad_row: OnBadRow = "raise",
         shuffle_buffer: int = 10_000,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        for name, value in (("batch_size", batch_size), ("token_budget", token_budget)):
-            if value < 1:
-                raise ValueError(f"data.{name} is {value}; it must be at least 1")
-        self.splits = {"train": train, "validation": validation, "test": test, "predict": predict}
-        self.chat_template = chat_template
-        self.batch_size = batch_size
+        splits = {"train": train, "validation": validation, "test": test, "predict": predict}
+        super().__init__(splits, tokenizer, chat_template, batch_size, on_bad_row, shuffle_buffer, seed, num_workers)
+        at_least(1, token_budget=token_budget)
+        if kind not in get_args(Kind):
+            raise ValueError(f"data.kind is {kind!r}; it must be {' or '.join(get_args(Kind))}")
         self.token_budget = token_budget
         self.max_length = max_length
         self.truncation: Truncation = truncation
-        self.on_bad_row: OnBadRow = on_bad_row
-        self.shuffle_buffer = shuffle_buffer
-        self.seed = seed
-        self.num_workers = num_workers
-        self._tokenizer = tokenizer
-        self._sources: dict[str, list[OpenSource]] = {}
-        self._position = self._position_before = Position(Cursor(), Counter())
-        self._stream: StepStream[PreferenceBatch] | None = None
+        self.kind: Kind = kind
+        self.pairing: Pairing = pairing
+        self.trained: Trained = trained
+        self.examples = "pairs" if kind == "pairs" else "responses"
 
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, loaded when first asked for.
+    def task(self) -> PairTask | ThumbTask:
+        """Tell better from worse, or good from bad."""
+        settings = self.tokenizer, self.max_length, self.truncation, self.trained, self.token_budget
+        return PairTask(*settings, self.pairing) if self.kind == "pairs" else ThumbTask(*settings)
 
-        Raises:
-            ValueError: if none was given.
-        """
-        if self._tokenizer is None:
-            raise ValueError("data.tokenizer is not set; give the folder or hub name of the model")
-        if isinstance(self._tokenizer, str):
-            self._tokenizer = load_tokenizer(self._tokenizer)
-        return with_chat_template(self._tokenizer, self.chat_template)
-
-    def setup(self, stage: str) -> None:
-        """Begin a fit at its first batch; a checkpoint moves on from there."""
-        if stage == "fit":
-            self._position = self._position_before = Position(Cursor(), Counter())
-
-    def train_dataloader(self) -> StepLoader:
-        """Batches of the current epoch, from the one after the last that was consumed."""
-        self._stream = self._open("train", self.shuffle_buffer)
-        self._stream.cursor = self._position.cursor
-        return load_steps(self._stream, self.num_workers)
-
-    def val_dataloader(self) -> StepLoader | list[Any]:
-        """Batches of ``validation``; none if it was not given."""
-        if self.splits["validation"] is None:
-            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-            return []
-        return load_steps(self._open("validation"), self.num_workers)
-
-    def test_dataloader(self) -> StepLoader:
-        """Batches of ``test``."""
-        return load_steps(self._open("test"), self.num_workers)
-
-    def predict_dataloader(self) -> StepLoader:
-        """Batches of ``predict``."""
-        return load_steps(self._open("predict"), self.num_workers)
-
-    def on_after_batch_transfer(self, batch: PreferenceBatch, dataloader_idx: int) -> PreferenceBatch:
-        """Remember how far training has come.
-
-        Raises:
-            ValueError: if every row of an epoch was dropped.
-        """
-        if self.trainer is not None and self.trainer.training:
-            self._position_before, self._position = self._position, self._position.after(batch)
-            if batch.cursor.batch == 0 and not self._position.counts["pairs"]:
-                raise ValueError(f"an epoch of data.train held no pair to train on: {self.summary()}")
-            if self._stream is not None and not self.trainer.overfit_batches:  # type: ignore[attr-defined]
-                self._stream.cursor = batch.cursor
-        return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position in the training stream, its counts, and what must not change for it to stay meaningful."""
-        position = self._position if self._last_step_is_done() else self._position_before
-        return {"cursor": list(position.cursor), "counts": dict(position.counts), "order": self._order_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved position; does nothing where a checkpoint is only evaluated.
-
-        Raises:
-            ValueError: if seed, batch size, shuffle buffer or the data are not those of the checkpoint.
-        """
-        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
-            return
-        for name, value in self._order_state().items():
-            if value != state_dict["order"][name]:
-                raise ValueError(
-                    f"data.{name} is {value}, but the checkpoint was saved with {state_dict['order'][name]}: its place "
-                    "in the data has no meaning here; set it back, or start a new run from the saved weights"
-                )
-        self._position = self._position_before = Position(Cursor(*state_dict["cursor"]), Counter(state_dict["counts"]))
-        if self._stream is not None:  # opened before, where a strategy reads checkpoints late
-            self._stream.cursor = self._position.cursor
-
-    def teardown(self, stage: str) -> None:
-        """Say in one line what training made of the rows."""
-        if stage == "fit" and self._position.counts:
-            rank_zero_info("data: " + ", ".join(f"{name} {count}" for name, count in self.summary().items()))
-
-    def summary(self) -> dict[str, int]:
-        """Count the training rows of this rank so far.
-
-        Returns:
-            ``pairs`` used, and ``dropped/...`` and ``truncated/...`` by reason (and source, if there are several).
-        """
-        counts = sorted(self._position.counts.items())
-        return {name: count for name, count in counts if name not in ("tokens", "room")}
-
-    def _open(self, split: str, shuffle_buffer: int = 0) -> StepStream[PreferenceBatch]:
-        sources = self._sources_of(split)
-        if not shuffle_buffer and any(source.weight != 1 for source in sources):
-            warnings.warn(f"data.{split} is read in file order: weights are ignored", stacklevel=2)
-        make_batch = BatchMaker(
-            PairTokenizer(self.tokenizer, self.max_length, self.truncation),
-            self.token_budget,
-            self.on_bad_row,
-            name_sources=len(sources) > 1,
-        )
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        return StepStream(RowOrder(sources, self.seed, shuffle_buffer), make_batch, self.batch_size, rank, world_size)
-
-    def _sources_of(self, split: str) -> list[OpenSource]:
-        if split not in self._sources:
-            like = self.splits[split]
-            if like is None:
-                raise ValueError(
-                    f"data.{split} is not set; give a path, a hub name, a list of sources or a list of rows"
-                )
-            self._sources[split] = open_sources(like, split)
-        return self._sources[split]
-
-    def _order_state(self) -> dict[str, Any]:
-        return {
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "shuffle_buffer": self.shuffle_buffer,
-            "train": [source.fingerprint for source in self._sources_of("train")],
-        }
-
-    def _last_step_is_done(self) -> bool:
-        """Whether the batch fetched last has been trained on: a checkpoint saved on an error must not skip it."""
-        if self.trainer is None:
-            return True
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return progress.processed == progress.ready  # type: ignore[attr-defined]
+    def num_examples(self, batch: PreferenceBatch | UnpairedBatch) -> int:
+        """Count the pairs or judged responses of a batch."""
+        return sum(len(part.rows) for part in batch.micro_batches)
 
 
-class Position(NamedTuple):
-    """How far training has come.
+class ResponseTask(ResponseEncoder):
+    """Records to responses of limited length, in batches of micro-batches.
 
     Args:
-        cursor: where the stream goes on.
-        counts: pairs used, rows dropped and truncated.
+        tokenizer: any Hugging Face tokenizer.
+        max_length: most tokens of prompt and response together.
+        truncation: what happens to longer rows.
+        trained: which tokens of a response count.
+        token_budget: tokens per micro-batch.
     """
 
-    cursor: Cursor
-    counts: Counter[str]
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        truncation: Truncation,
+        trained: Trained,
+        token_budget: int,
+    ) -> None:
+        super().__init__(tokenizer, max_length, truncation, trained)
+        self.token_budget = token_budget
 
-    def after(self, batch: PreferenceBatch) -> Position:
-        """Return the position once ``batch`` is consumed."""
-        return Position(batch.cursor, self.counts + Counter(batch.notes) + Counter(pairs=batch.num_pairs))
+    def lengths(self, tokens: ResponseTokens) -> dict[str, int]:
+        """Tokens of the prompt, of the longest response, and of both."""
+        longest = max(len(response.tokens) for response in tokens.responses)
+        return {"prompt": len(tokens.prompt), "response": longest, "whole": len(tokens.prompt) + longest}
+
+
+class PairTask(ResponseTask):
+    """Records to pairs of a better and a worse response.
+
+    Args:
+        tokenizer: any Hugging Face tokenizer.
+        max_length: most tokens of prompt and response together.
+        truncation: what happens to longer rows.
+        trained: which tokens of a response count.
+        token_budget: tokens per micro-batch.
+        pairing: which pairs a row of more than two ranked responses gives.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        truncation: Truncation,
+        trained: Trained,
+        token_budget: int,
+        pairing: Pairing,
+    ) -> None:
+        super().__init__(tokenizer, max_length, truncation, trained, token_budget)
+        self.pairing: Pairing = pairing
+
+    def render(self, record: Record) -> ResponseTexts | ResponseTokens:
+        """Write the texts of a record, if it prefers one response to another."""
+        if preferences_of(record, self.pairing):
+            return super().render(record)
+        if len(record.responses) > 1:
+            raise BadRowError("no_pair", "all responses are of one rank, so none is better than another")
+        if record.responses and record.responses[0].label is not None:
+            message = "one response with a thumb is no pair; set data.kind=unpaired, or give 'chosen' and 'rejected'"
+            raise BadRowError("no_pair", message)
+        number = "one response, and nothing to compare it with" if record.responses else "a prompt without responses"
+        raise BadRowError("no_pair", f"read as {record.form}: {number}; a preference has 'chosen' and 'rejected'")
+
+    def pack(self, examples: Sequence[Outcome], notes: Mapping[str, int], cursor: Cursor) -> PreferenceBatch:
+        """Make the batch of a step."""
+        counted = Counter(notes)
+        trees = []
+        for row, record, _, tokens, _ in examples:
+            assert record is not None
+            counted.update(f"ignored/{reason}" for reason in tokens.dropped)
+            pairs = preferences_of(record, self.pairing, tokens.kept)
+            trees.append(TokenTree(tokens.prompt, tokens.responses, pairs, (), row.address, row.source))
+        return pack_trees(trees, self.token_budget, counted, cursor)
+
+
+class ThumbTask(ResponseTask):
+    """Records to responses with a thumb up or down each; of a ranking the best is up, and the worst down."""
+
+    def render(self, record: Record) -> ResponseTexts | ResponseTokens:
+        """Write the texts of a record, if its responses were judged."""
+        return super().render(record._replace(responses=_judged(record)))
+
+    def pack(self, examples: Sequence[Outcome], notes: Mapping[str, int], cursor: Cursor) -> UnpairedBatch:
+        """Make the batch of a step."""
+        trees = []
+        for row, record, _, tokens, _ in examples:
+            assert record is not None
+            labels = [bool(response.label) for response in _judged(record)]
+            trees.append(TokenTree(tokens.prompt, tokens.responses, (), labels, row.address, row.source))
+        return pack_unpaired(trees, self.token_budget, notes, cursor)
+
+
+def _judged(record: Record) -> tuple[Response, ...]:
+    """The responses that have a label, or the two that a ranking tells apart."""
+    judged = tuple(response for response in record.responses if response.label is not None)
+    if judged:
+        return judged
+    if len({response.rank for response in record.responses}) < 2:
+        message = f"read as {record.form}: nobody judged its response; give 'label', or 'chosen' and 'rejected'"
+        raise BadRowError("no_label", message)
+    best_first = sorted(record.responses, key=lambda response: response.rank)
+    return best_first[0]._replace(label=True), best_first[-1]._replace(label=False)

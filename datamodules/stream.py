@@ -10,88 +10,18 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datamodules.order import RowOrder
-from datamodules.packing import TokenPair, pack_pairs
-from datamodules.records import BadRowError, PreferenceRecord, read_preference
 from datamodules.sources import Row
-from datamodules.tokenization import PairTexts, PairTokenizer, TooLongError
-from lit_rlhf.types import Cursor, PreferenceBatch
-
-OnBadRow = Literal["raise", "drop"]
+from lit_rlhf.types import Cursor
 
 B = TypeVar("B")
-
-
-@dataclass(frozen=True)
-class BatchMaker:
-    """Makes the batch of one step from its rows.
-
-    Args:
-        tokenizer: turns records into tokens.
-        token_budget: tokens per micro-batch.
-        on_bad_row: ``raise`` stops at a row that cannot be used; ``drop`` counts it and goes on.
-        name_sources: whether counts are kept apart by source.
-        warned: reasons that were warned of; each is told once, with the first row.
-    """
-
-    tokenizer: PairTokenizer
-    token_budget: int
-    on_bad_row: OnBadRow
-    name_sources: bool
-    warned: set[str] = field(default_factory=set)
-
-    def __call__(self, rows: Sequence[Row], cursor: Cursor) -> PreferenceBatch:
-        """Read, tokenise and pack ``rows``.
-
-        Raises:
-            ValueError: naming the address of a bad row, unless bad rows are dropped.
-        """
-        notes: Counter[str] = Counter()
-        read: list[tuple[Row, PreferenceRecord, PairTexts]] = []
-        for row in rows:
-            try:
-                record = read_preference(row.decode())
-                read.append((row, record, self.tokenizer.render(record)))
-            except BadRowError as error:
-                self._drop(row, error, notes)
-            except ValueError as error:
-                raise ValueError(f"{row.address}: {error}") from None
-        pairs: list[TokenPair] = []
-        tokens = self.tokenizer.encode([texts for _, _, texts in read])
-        for (row, record, _), whole in zip(read, tokens, strict=True):
-            try:
-                pair = self.tokenizer.fit(whole)
-            except BadRowError as error:
-                self._drop(row, error, notes)
-                continue
-            notes.update(self._key("truncated", what, row) for what in pair.truncated)
-            ids = pair.prompt, pair.chosen, pair.rejected
-            pairs.append(TokenPair(*ids, record.margin, row.address, row.source))
-        return pack_pairs(pairs, self.token_budget, notes, cursor)
-
-    def _drop(self, row: Row, error: BadRowError, notes: Counter[str]) -> None:
-        message = f"{row.address}: {error}"
-        if isinstance(error, TooLongError):
-            if error.reason not in self.warned:
-                warnings.warn(f"dropped {message}; others like it will be counted", stacklevel=2)
-            self.warned.add(error.reason)
-        elif self.on_bad_row == "raise":
-            raise ValueError(
-                f"{message}; mend the row, or set data.on_bad_row=drop to drop and count such rows"
-            ) from None
-        notes[self._key("dropped", error.reason, row)] += 1
-
-    def _key(self, what: str, reason: str, row: Row) -> str:
-        return f"{what}/{reason}/{row.source}" if self.name_sources else f"{what}/{reason}"
 
 
 class StepStream(IterableDataset[B], Generic[B]):

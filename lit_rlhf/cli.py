@@ -24,6 +24,7 @@ TRAINING = {
 BESIDE = {
     "export": "turn a finished run into an adapter folder or a merged Hugging Face model",
     "generate": "let a finished run answer prompts",
+    "preview": "show what training would see of the data, before anything is trained",
 }
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
@@ -45,6 +46,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if command in TRAINING:
             import_module("lit_rlhf.commands.training").run(command, rest)
+        elif command == "preview":  # reads its words itself, because most of them may belong to a configuration
+            import_module("lit_rlhf.commands.preview").main(rest)
         else:
             _run_beside(command, rest)
     except USER_ERRORS as error:

@@ -245,5 +245,5 @@ def row_sums(batch: PreferenceBatch) -> dict[str, tuple[float, float]]:
     rows = batch.num_pairs + dropped
     notes = {"data/dropped": (dropped, rows), "data/truncated": (truncated, rows)}
     if room := batch.notes.get("room"):
-        notes["data/fill"] = (float(sum(part.forest.num_tokens for part in batch.micro_batches)), float(room))
+        notes["data/fill"] = (float(batch.notes["tokens"]), float(room))
     return notes

@@ -129,7 +129,7 @@ def test_dropped_rows_count_among_all_rows():
     notes = {"dropped/empty_response": 1, "dropped/too_long/b": 1, "truncated/prompt": 3}
     batch = PreferenceBatch((pairs_of(["a:1", "a:2"]), pairs_of(["a:3"])), notes)
     assert row_sums(batch) == {"data/dropped": (2.0, 5.0), "data/truncated": (3.0, 5.0)}
-    filled = row_sums(batch._replace(notes={"room": 20}))
+    filled = row_sums(batch._replace(notes={"tokens": 9, "room": 20}))
     assert filled["data/fill"] == (9.0, 20.0)
 
 

@@ -110,7 +110,8 @@ class TurnEncoder:
             opening = str(record.prompt or "")
             return TurnText(opening + str(response.text), opening)
         before, after = (self.tokenizer.checked(cast("list[int]", ids or [])) for ids in (record.prompt, response.text))
-        return self._scored(before + after, [False] * len(before) + [True] * len(after))
+        mask = record.columns.get("trained_mask", [True] * len(after))  # a row in tokens may leave gaps
+        return self._scored(before + after, [False] * len(before) + list(mask))
 
     def encode(self, rendered: Sequence[TurnText | TurnTokens]) -> list[TurnTokens]:
         """Tokenise texts, all at once. Nothing is cut."""

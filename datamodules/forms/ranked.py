@@ -63,15 +63,13 @@ def read_parallel_lists(fields: Fields, prompt: Text | None) -> list[Draft]:
 def _ranked(
     prompt: Text | None, places: Sequence[str], answers: list[Text], order: list[float], scores: Sequence[float | None]
 ) -> Draft:
-    """Make a draft of answers, the one lowest in ``order`` first; one that is given twice keeps its best rank."""
+    """Make a draft of answers, the one lowest in ``order`` first. One that is given twice is left to the encoder."""
     prompt, texts = part(prompt, places, answers)
     rank_of = {value: rank for rank, value in enumerate(sorted(set(order)))}
-    responses: dict[str, Response] = {}
-    for text, value, score in sorted(zip(texts, order, scores, strict=True), key=lambda one: one[1]):
-        responses.setdefault(repr(text), Response(text, rank_of[value], score))
-    if len(responses) == 1 < len(texts):
+    best_first = sorted(zip(texts, order, scores, strict=True), key=lambda one: one[1])
+    if len({repr(text) for text in texts}) == 1 < len(texts):
         raise BadRowError("identical_responses", f"all {len(texts)} answers are identical, so nothing is preferred")
-    return Draft(prompt, list(responses.values()))
+    return Draft(prompt, [Response(text, rank_of[value], score) for text, value, score in best_first])
 
 
 def _items(fields: Fields) -> tuple[list[str], list[Text], list[Mapping[str, Any]]]:

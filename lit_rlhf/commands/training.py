@@ -52,10 +52,29 @@ def run(command: str, words: Sequence[str]) -> None:
     Raises:
         ValueError: for settings that Lightning refuses.
     """
+    _cli(TrainingCLI, command, words)
+
+
+def read_data(words: Sequence[str]) -> LightningDataModule:
+    """Make the data module that ``fit`` would, and nothing else.
+
+    Args:
+        words: what follows ``fit`` on its command line.
+
+    Raises:
+        ValueError: if the configuration names no data, or settings that the data module refuses.
+    """
+    data = _cli(DataCLI, "fit", words).datamodule
+    if data is None:
+        raise ValueError("the configuration has no `data`")
+    return data
+
+
+def _cli(kind: type[TrainingCLI], command: str, words: Sequence[str]) -> TrainingCLI:
     quieten()
     Parser.words = [command, *words]
     try:
-        TrainingCLI(
+        return kind(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,
@@ -184,6 +203,24 @@ class TrainingCLI(LightningCLI):
         if self.subcommand != "fit" or config.logger is False:
             return given or False
         return [MetricsFile(config.default_root_dir), *given]
+
+
+class DataCLI(TrainingCLI):
+    """Reads what ``fit`` takes, and makes the data module of it alone."""
+
+    def before_instantiate_classes(self) -> None:
+        """Link the tokenizer and resolve embedded names."""
+        config = self.config[self.subcommand]
+        _link_tokenizer(config)
+        config.data = _resolve_all(config.data)
+
+    def instantiate_classes(self) -> None:
+        """Make the data module; no model, no trainer."""
+        data = Namespace(data=self.config[self.subcommand].data)
+        self.datamodule = self._parser(self.subcommand).instantiate_classes(data).data
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
 
 
 def _link_tokenizer(config: Namespace) -> None:

@@ -24,8 +24,8 @@ def test_scores_give_ranks_and_stay():
     assert read(responses=["b", "a"], rewards=[-1, 0]) == [("a", 0, 0.0), ("b", 1, -1.0)]
 
 
-def test_an_answer_given_twice_keeps_its_best_rank():
-    assert read(responses=["a", "b", "a"], scores=[1, 2, 3]) == [("a", 0, 3.0), ("b", 1, 2.0)]
+def test_an_answer_given_twice_stays_to_be_counted():
+    assert read(responses=["a", "b", "a"], scores=[1, 2, 3]) == [("a", 0, 3.0), ("b", 1, 2.0), ("a", 2, 1.0)]
 
 
 def test_one_answer_alone_is_read():
