@@ -69,20 +69,23 @@ class Lane:
     @property
     def left(self) -> float | None:
         """Blocks that are left, roughly and more than none; None if nobody knows."""
-        if self.place is None or None in self._sizes_after:
+        if self.place is None or self._sizes_from is None:
             return None
-        unit, place, _ = self.place
-        begun = self.source.size(self._order[unit], place) if unit < len(self._order) else 0
-        return max(0.01, (begun or 0) + self._sizes_after[unit])
+        if not self._order:
+            return 0.01
+        number, place, _ = self.place
+        return max(0.01, (self.source.size(self._order[number], place) or 0.0) + self._sizes_from[number + 1])
 
     @property
     def due(self) -> float | None:
-        """When the next block is to come, from 0 at the beginning of the epoch to 1 at its end; None if nobody knows.
+        """When the next block is to come, from -1 at the beginning of the epoch to 0 at its end; None if nobody knows.
 
         Blocks are spread evenly over the epoch, from a random phase on.
         """
         left = self.left
-        return None if left is None else 1 - (left - self._phase) / max(left, self._whole)
+        if left is None or self._sizes_from is None:
+            return None
+        return (self._phase - left) / max(left, self._sizes_from[0])
 
     @cached_property
     def num_rows(self) -> int | None:
@@ -105,11 +108,6 @@ class Lane:
         return random.Random(f"{self.key}/{self.epoch}/phase").random()
 
     @cached_property
-    def _whole(self) -> float:
-        """Blocks of the lane, of known length, at its beginning."""
-        return (self.source.size(self._order[0]) or 0.0) + self._sizes_after[0] if self._order else 0.0
-
-    @cached_property
     def _order(self) -> Sequence[int]:
         units = array("q", range(self.source.num_units))
         if self.epoch is not None:
@@ -117,12 +115,12 @@ class Lane:
         return units
 
     @cached_property
-    def _sizes_after(self) -> Sequence[Any]:
-        """Blocks of the units after each one; nothing but None if a unit's are not known."""
+    def _sizes_from(self) -> Sequence[float] | None:
+        """Blocks of each unit and those after it, roughly, and 0 at the end; None if nobody knows."""
         sizes = [self.source.size(unit) for unit in reversed(self._order)]
         if None in sizes:
-            return [None]
-        return array("d", accumulate((size or 0.0 for size in sizes), initial=0.0))[-2::-1] + array("d", [0.0])
+            return None
+        return array("d", accumulate((size or 0.0 for size in sizes), initial=0.0))[::-1]
 
     def _read(self) -> Iterator[tuple[list[Row], int]]:
         assert self.place is not None

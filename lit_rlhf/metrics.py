@@ -129,13 +129,15 @@ class Means(Metric):
         """The announced name that a name/source is a part of."""
         return max((known for known in self.names if name.startswith(f"{known}/")), key=len)
 
-    def get_extra_state(self) -> dict[str, list[float]]:
-        """Sums and counts by source, for a checkpoint."""
-        return {name: part.tolist() for name, part in self._by_source.items()}
+    def get_extra_state(self) -> Tensor:
+        """Sums and counts by source as JSON in bytes (uint8): a checkpoint is a table of tensors."""
+        parts = {name: part.tolist() for name, part in self._by_source.items()}
+        return torch.tensor(list(json.dumps(parts).encode()), dtype=torch.uint8)
 
-    def set_extra_state(self, state: dict[str, list[float]]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Go on from saved sums and counts by source."""
-        self._by_source = {name: torch.tensor(part, device=self.sums.device) for name, part in state.items()}
+        parts = json.loads(bytes(state.tolist()))
+        self._by_source = {name: torch.tensor(part, device=self.sums.device) for name, part in parts.items()}
 
 
 class Throughput:
