@@ -211,4 +211,4 @@ def test_memory_does_not_grow_with_the_file(tmp_path, write_rows, kind, num_rows
     path = {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 40, f"{kind}: {num_rows / 1000:.0f} MB of rows"
+    assert int(done.stdout) < 50, f"{kind}: {num_rows / 1000:.0f} MB of rows"
