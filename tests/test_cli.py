@@ -29,7 +29,7 @@ def test_every_command_beside_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])
     assert end.value.code == 0
-    assert "RUN" in capsys.readouterr().out
+    assert ("FILE" if command == "preview" else "RUN") in capsys.readouterr().out
 
 
 def test_module_is_a_program():

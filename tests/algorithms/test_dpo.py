@@ -329,6 +329,8 @@ def test_evaluation_is_over_pairs_not_over_batches(make_module, make_batches, ma
     ]
     prefix = {"validate": "val", "test": "test"}[stage]
     assert {f"{prefix}/loss", f"{prefix}/rewards/accuracy", f"{prefix}/entropy"} <= set(found[0])
+    for metrics in found:
+        assert 0 < metrics.pop(f"{prefix}/data/fill") <= 1  # the one number that is about the cut
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-5, abs=1e-6)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items() if name in before)
