@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import glob
 import json
+import re
+import warnings
 from pathlib import Path
 
 from datamodules.readers.opening import SUFFIXES
@@ -12,13 +14,20 @@ from datamodules.readers.opening import SUFFIXES
 # Files that describe data, beside the data.
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
 
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
 
 def find_files(path: str, split: str = "train") -> tuple[Path, ...]:
     """Files that ``path`` names, sorted; none if it is the name of a hub data set.
 
     Args:
         path: a file, a folder, a glob, or the name of a hub data set.
-        split: part of a folder that ``DatasetDict.save_to_disk`` wrote.
+        split: part of a folder whose files are of several: one that ``DatasetDict.save_to_disk`` wrote, or one in which
+            names say so, such as ``train-00000.parquet`` beside ``test.jsonl``. What is left out is warned of.
 
     Raises:
         ValueError: if there is no such file, the folder holds no data, or the type is unknown.
@@ -63,7 +72,7 @@ def _in_folder(folder: Path, split: str) -> list[Path]:
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         return [folder / file["filename"] for file in state["_data_files"]]  # others are caches of `datasets`
-    return sorted(
+    files = sorted(
         file
         for file in folder.rglob("*")
         if file.name.endswith(SUFFIXES)
@@ -71,6 +80,29 @@ def _in_folder(folder: Path, split: str) -> list[Path]:
         and not file.is_dir()
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
+    return _of_split(folder, files, split)
+
+
+def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """The files that are not of another split by their names; all of them where those do not tell splits apart."""
+    named = {file: _split_of(file.relative_to(folder)) for file in files}
+    splits = sorted({name for name in named.values() if name})
+    if len(splits) < 2:
+        return files
+    kept = [file for file in files if named[file] in (split, None)]
+    if not kept:
+        raise ValueError(f"{str(folder)!r} holds files of {' and '.join(splits)}, but none of {split}")
+    if left := [file.name for file in files if file not in kept]:
+        others = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        message = f"{str(folder)!r} is read for {split}: left out, by their names, are {', '.join(left[:5])}{others}"
+        warnings.warn(f"{message}; name files to read them", stacklevel=2)
+    return kept
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a path names."""
+    words = re.split(r"[\W_]+", str(file).lower())
+    return next((_SPLITS[word] for word in words if word in _SPLITS), None)
 
 
 def _is_hub_name(place: Path, path: str) -> bool:

@@ -85,3 +85,20 @@ def test_files_are_sorted_whatever_the_file_system_says(tmp_path, monkeypatch):
 def test_shown(tmp_path):
     assert shown(tmp_path / "a" / "b") == os.path.join("a", "b")
     assert shown("/elsewhere/b") == "/elsewhere/b"
+
+
+def test_a_folder_whose_files_are_of_several_splits(tmp_path):
+    for name in ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "test.jsonl", "extra.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    with pytest.warns(UserWarning, match=r"is read for train: left out, by their names, are test\.jsonl; name files"):
+        train = find_files(str(tmp_path), "train")
+    names = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "extra.jsonl"]
+    assert [file.name for file in train] == names
+    with pytest.warns(UserWarning, match="read for test: left out"):
+        assert [file.name for file in find_files(str(tmp_path), "test")] == ["extra.jsonl", "test.jsonl"]
+    (tmp_path / "extra.jsonl").unlink()
+    with pytest.raises(ValueError, match="holds files of test and train, but none of validation"):
+        find_files(str(tmp_path), "validation")
+    (tmp_path / "test.jsonl").unlink()
+    assert len(find_files(str(tmp_path), "validation")) == 2  # one split: the user says what it is for
