@@ -100,7 +100,8 @@ class BatchMaker(Generic[R, T, B_co]):
                 self._lose(outcome.row, outcome.error, notes)
                 continue
             examples.append(outcome)
-            notes.update(self._key("truncated", what, outcome.row) for what in outcome.tokens.truncated)
+            if cut := "_and_".join(outcome.tokens.truncated):
+                notes[self._key("truncated", cut, outcome.row)] += 1
             if outcome.record is not None and outcome.record.images:
                 self._warn("images", f"{outcome.row.address}: its pictures are not seen by a model of text alone")
                 notes[self._key("ignored", "images", outcome.row)] += 1

@@ -78,6 +78,9 @@ def test_a_long_prompt_is_cut_or_dropped_and_counted(task, rows):
     found = rows(GOOD, LONG, LONG)
     batch = BatchMaker(task(truncation="prompt_left"))(found, Cursor())
     assert (batch.num_pairs, reasons(batch)) == (3, {"truncated/prompt": 2})
+    both = BatchMaker(task(truncation="prompt_left"))(rows({**LONG, "chosen": "a " * 100}), Cursor())
+    assert reasons(both) == {"truncated/prompt_and_response": 1}
+    found = rows(GOOD, LONG, LONG)
     with pytest.warns(UserWarning, match=r"dropped bad\.jsonl:2: has \d+ prompt tokens, which leaves no room") as told:
         batch = BatchMaker(task(truncation="response_right"))(found, Cursor())
     assert len(told) == 1
