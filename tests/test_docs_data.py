@@ -1,0 +1,114 @@
+"""docs/data.md keeps its word: its code runs, its settings are read, and every reason for losing a row is explained."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import datamodules
+from datamodules import PreferenceDataModule, PromptDataModule, SFTDataModule, Source
+from datamodules.readers.opening import SUFFIXES
+from lit_rlhf import types
+from lit_rlhf.commands.training import read_data
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+FORMS = (ROOT / "docs/data_formats.md").read_text(encoding="utf-8")
+MODEL = "meta-llama/Llama-3.2-1B-Instruct"
+PAIR = {"prompt": "1 + 1 =", "chosen": " 2", "rejected": " 3"}
+SAID = [{"speaker": "CUSTOMER", "words": "Hi"}, {"speaker": "AGENT", "words": "Hello"}]
+CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+FILES = {
+    "pairs.jsonl": PAIR,
+    "held_out.jsonl": PAIR,
+    "dialogues.jsonl": {"dialogue": SAID, "liked": True},
+    "more/pairs.jsonl": PAIR,
+    "mine.jsonl": {"ask": "1 + 1?", "better": "2", "worse": "3"},
+    "thumbs.jsonl": {"prompt": "1 + 1 =", "completion": " 2", "label": True},
+    "chats.jsonl": CHAT,
+}
+ENTRY = {"file_name": "mine.jsonl", "columns": {"prompt": "ask", "chosen": "better", "rejected": "worse"}}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def named(pattern: str) -> set[str]:
+    """Words in code quotes inside of what a pattern finds."""
+    return {word for cell in re.findall(pattern, PAGE, re.MULTILINE) for word in re.findall(r"`([\w/]+)`", cell)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more").mkdir()
+    for name, row in FILES.items():
+        (tmp_path / name).write_text(f"{json.dumps(row)}\n" * 20)
+    pq.write_table(pa.Table.from_pylist([PAIR] * 20), tmp_path / "ultra.parquet")
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"my_pairs": ENTRY}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_its_code_runs(number: int, tiny_llama: Callable[..., Path], folder: Path, capsys: pytest.CaptureFixture[str]):
+    code = blocks("python")
+    assert len(code) == 2
+    names: dict[str, object] = {}
+    exec(code[number].replace(MODEL, str(tiny_llama())), names)
+    data = names["data"]
+    assert isinstance(data, (PreferenceDataModule, SFTDataModule)[number])
+    if number == 0:  # twice 20 rows, a quarter of 20, and 20
+        assert sum(map(int, re.findall(r"^(\d+) \{", capsys.readouterr().out, re.MULTILINE))) == 65
+    else:
+        assert data.summary() == {"texts": 16}
+
+
+@pytest.mark.parametrize(("number", "rows"), [(0, {"ours": 40, "ultra.parquet": 5, "my_pairs": 20}), (1, {})])
+def test_its_settings_are_read(number: int, rows: dict[str, int], folder: Path):
+    settings = yaml.safe_load((ROOT / "configs/dpo.yaml").read_text()) | yaml.safe_load(blocks("yaml")[number])
+    Path("run.yaml").write_text(yaml.safe_dump(settings))
+    data = read_data(["--config", "run.yaml"])
+    assert isinstance(data, PreferenceDataModule)
+    seen = [source for batch in data.train_dataloader() for part in batch.micro_batches for source in part.sources]
+    assert {name: seen.count(name) for name in rows} == rows
+    assert seen
+
+
+def test_every_key_and_type_is_named():
+    keys = named(r"^\| (`path`.*?|`weight`|`name`|`config`.*?|`columns`.*?|`limit`) \|")
+    assert keys == set(inspect.signature(Source).parameters)
+    assert [suffix for suffix in SUFFIXES if not suffix.endswith(".gz") and f"{suffix}`" not in PAGE] == []
+    for kind in (types.PreferencePairs, types.UnpairedResponses, types.Instructions, types.Forest, types.Prompt):
+        assert [name for name in kind._fields if f"`{name}`" not in PAGE] == []
+
+
+def test_every_reason_for_losing_a_row_is_explained():
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(datamodules.__path__[0]).rglob("*.py"))
+    reasons = set(re.findall(r"(?:BadRowError|TooLongError|Broken)\(\s*\"(\w+)\"", code))
+    assert len(reasons) > 20
+    explained = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| `.*?` \|", PAGE + FORMS, re.MULTILINE)))
+    assert reasons - set(explained) == set()
+
+
+@pytest.mark.parametrize("module", [PreferenceDataModule, SFTDataModule, PromptDataModule])
+def test_what_may_change_before_resuming(module: type, folder: Path, tiny_llama: Callable[..., Path]):
+    options = {"train": "pairs.jsonl", "tokenizer": str(tiny_llama())}
+    state = module(**options).state_dict()
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "pairs.jsonl").write_text((folder / "pairs.jsonl").read_text())
+    moved = {**options, "train": "elsewhere/pairs.jsonl"}
+    module(**moved, num_workers=3, truncation="drop", on_bad_row="drop").load_state_dict(state)
+    refused = [{"seed": 1}, {"batch_size": 3}, {"shuffle_buffer": 7}]
+    refused += [{"train": train} for train in (["pairs.jsonl"] * 2, "held_out.jsonl", [Source("pairs.jsonl", limit=3)])]
+    for change in refused:
+        with pytest.raises(ValueError, match="the checkpoint was saved with"):
+            module(**{**options, **change}).load_state_dict(state)
