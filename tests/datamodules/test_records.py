@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datamodules.records import BadRowError, common_prefix_length
 
@@ -21,6 +23,15 @@ from datamodules.records import BadRowError, common_prefix_length
 )
 def test_what_two_sequences_share(one, other, length):
     assert common_prefix_length(one, other) == common_prefix_length(other, one) == length
+
+
+@given(st.text("ab"), st.text("ab"), st.text("ab"))
+def test_what_they_share_by_a_slow_loop(shared, one, other):
+    one, other = shared + one, shared + other
+    length = 0
+    while length < min(len(one), len(other)) and one[length] == other[length]:
+        length += 1
+    assert common_prefix_length(one, other) == common_prefix_length(list(one), list(other)) == length
 
 
 def test_a_bad_row_has_a_reason_to_count_and_a_message_to_read():
