@@ -2,66 +2,85 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.encoding.truncation import TooLongError
 from datamodules.making import BatchMaker, Outcome
-from datamodules.order import RowOrder
-from datamodules.sources import OpenSource, Row
+from datamodules.sampling import Sample, take_sample
+from datamodules.sources import OpenSource
 from datamodules.streamed import StreamedDataModule
-from lit_rlhf.types import Cursor, Forest, InstructionBatch, PreferencePairs, PromptBatch, UnpairedResponses
+from lit_rlhf.types import Cursor, Forest, Instructions, PreferencePairs, PromptBatch, UnpairedResponses
 
 
 class Loss(NamedTuple):
-    """Rows that are lost for one reason.
+    """Examples that are lost for one reason.
 
     Args:
-        num_rows: how many.
+        number: how many.
         address: of the first.
         message: what is wrong with it.
+        is_length: whether they are only too long, and so are dropped whatever ``on_bad_row`` says.
     """
 
-    num_rows: int
+    number: int
     address: str
     message: str
+    is_length: bool
 
 
 @dataclass
 class SourceReport:
-    """What was seen of one source.
+    """What was seen of one source. A row may hold several examples, and an example several pairs.
 
     Args:
         source: which.
-        num_rows: rows that were read.
-        is_whole: whether those are all.
+        sample: the rows that were read.
+        num_found: examples in them.
         num_used: examples that can be used.
+        num_counted: pairs, judged responses, texts or prompts in those.
         forms: examples by the name of the form they were read by.
         truncated: examples by what was cut of them.
-        lost: rows by why they cannot be used.
+        lost: examples by why they cannot be used.
+        num_repeated: examples whose tokens and pictures are those of an earlier one.
         num_images: pictures that rows refer to.
-        lengths: tokens of each part of every example, before anything is cut: ``prompt``, ``response``, ``whole``.
-        num_tokens: tokens in the micro-batches, shared ones counted once.
-        room: tokens that the micro-batches could hold; 0 where there are none.
+        num_endless: used examples of which a whole response ends without a special token.
+        num_pairs: pairs of a better and a worse response.
+        num_chosen_longer: pairs of which the better response has more tokens.
+        lengths: tokens of each part of every example, before anything is cut, by name: ``prompt``, ``whole`` ...
+        num_tokens: tokens of all used examples, cut to length, shared ones counted once.
+        steps: tokens and micro-batches of a few optimizer steps.
         shown: examples to look at.
     """
 
     source: OpenSource
-    num_rows: int = 0
-    is_whole: bool = True
+    sample: Sample
+    num_found: int = 0
     num_used: int = 0
+    num_counted: int = 0
     forms: Counter[str] = field(default_factory=Counter)
     truncated: Counter[str] = field(default_factory=Counter)
     lost: dict[str, Loss] = field(default_factory=dict)
+    num_repeated: int = 0
     num_images: int = 0
+    num_endless: int = 0
+    num_pairs: int = 0
+    num_chosen_longer: int = 0
     lengths: dict[str, list[int]] = field(default_factory=dict)
     num_tokens: int = 0
-    room: int = 0
+    steps: list[tuple[int, int]] = field(default_factory=list)
     shown: list[Outcome] = field(default_factory=list)
+
+    @property
+    def num_lost(self) -> int:
+        """Examples that cannot be used."""
+        return self.num_found - self.num_used
 
 
 class Piece(NamedTuple):
@@ -81,7 +100,7 @@ class Piece(NamedTuple):
 def inspect(data: StreamedDataModule, split: str, max_rows: int = 2000, num_shown: int = 3) -> Iterator[SourceReport]:
     """Look at the rows of every source of a split.
 
-    A source of more than ``max_rows`` rows is sampled all over, without reading it whole.
+    A source of more than ``max_rows`` rows is sampled, without reading it whole.
 
     Args:
         data: knows the sources and what becomes of their rows.
@@ -94,24 +113,25 @@ def inspect(data: StreamedDataModule, split: str, max_rows: int = 2000, num_show
     """
     maker = BatchMaker(data.task())
     for source in data.sources(split):
-        report = SourceReport(source)
-        rows = RowOrder([source], data.seed, shuffle_buffer=max_rows).rows(0)
-        sample = list(islice(rows, max_rows))
-        report.is_whole = next(rows, None) is None
-        sample.sort(key=lambda row: _place(row.address))
-        for start in range(0, len(sample), data.batch_size):
-            _add(report, maker, sample[start : start + data.batch_size], num_shown)
+        report = SourceReport(source, take_sample(source, max_rows, data.seed))
+        rows = report.sample.rows
+        outcomes = []
+        for start in range(0, len(rows), data.batch_size):
+            outcomes += maker.outcomes(rows[start : start + data.batch_size])
+        _add(report, outcomes, data)
+        _add_steps(report, outcomes, data)
+        report.shown = [outcome for outcome in outcomes if outcome.error is None][:num_shown]
         yield report
 
 
-def pieces(outcome: Outcome, data: StreamedDataModule) -> list[Piece]:
+def pieces(outcome: Outcome, task: Any) -> list[Piece]:
     """The parts of an example, in the order in which a model meets them.
 
     Args:
         outcome: an example that is not lost.
-        data: makes batches of such examples.
+        task: the ``Task`` that it was made for.
     """
-    batch = data.task().pack([outcome], {}, Cursor())
+    batch = task.pack([outcome], {}, Cursor())
     if isinstance(batch, PromptBatch):
         tokens = list(batch.prompts[0].tokens)
         return [Piece("prompt", tokens, [False] * len(tokens))]
@@ -120,7 +140,7 @@ def pieces(outcome: Outcome, data: StreamedDataModule) -> list[Piece]:
     tokens, trained = forest.tokens.tolist(), [False] * forest.num_tokens
     for target in forest.targets.tolist():
         trained[target] = True
-    titles = dict(zip(forest.leaves, _titles(part, isinstance(batch, InstructionBatch)), strict=True))
+    titles = dict(zip(forest.leaves, _titles(part), strict=True))
     return [
         Piece(titles.get(number, "prompt"), tokens[start : start + length], trained[start : start + length])
         for number, (start, length) in enumerate(zip(forest.starts, forest.lengths, strict=True))
@@ -137,56 +157,95 @@ def visible(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[t
     Returns:
         Pieces of text, and for each whether it is a special token.
     """
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special |= set(tokenizer.all_special_ids)
+    # Behind a letter, because some tokenizers leave out a space that a text begins with.
+    letter = tokenizer("a", add_special_tokens=False)["input_ids"]
+    begun = str(tokenizer.decode(letter))
     found: list[tuple[str, bool]] = []
-    for is_special, run in groupby(tokens, key=special.__contains__):
+    for is_special, run in groupby(tokens, key=special_ids(tokenizer).__contains__):
         if is_special:
             found += [(str(tokenizer.convert_ids_to_tokens(token)), True) for token in run]
         else:
-            found.append((str(tokenizer.decode(list(run), clean_up_tokenization_spaces=False)), False))
+            text = str(tokenizer.decode([*letter, *run], clean_up_tokenization_spaces=False))
+            found.append((text.removeprefix(begun), False))
     return found
 
 
-def _titles(part: Any, is_text: bool) -> list[str]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of the special tokens of a tokenizer, those of chat templates included."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def _titles(part: Any) -> list[str]:
     """What each sequence of a micro-batch is called."""
     if isinstance(part, UnpairedResponses):
         return ["thumb up" if label else "thumb down" for label in part.labels.tolist()]
-    if isinstance(part, PreferencePairs):
-        better, worse = set(part.chosen.tolist()), set(part.rejected.tolist())
-        return [
-            "in between" if number in better & worse else "chosen" if number in better else "rejected"
-            for number in range(part.forest.num_sequences)
-        ]
-    return ["text"] * part.forest.num_sequences
+    if isinstance(part, Instructions):
+        return ["text"] * part.forest.num_sequences
+    better, worse = set(part.chosen.tolist()), set(part.rejected.tolist())
+    return [
+        "in between" if number in better & worse else "chosen" if number in better else "rejected"
+        for number in range(part.forest.num_sequences)
+    ]
 
 
-def _add(report: SourceReport, maker: BatchMaker[Any, Any, Any], rows: Sequence[Row], num_shown: int) -> None:
-    """Add what becomes of some rows."""
-    report.num_rows += len(rows)
-    kept = []
-    for outcome in maker.outcomes(rows):
+def _add(report: SourceReport, outcomes: Sequence[Outcome], data: StreamedDataModule) -> None:
+    """Add what becomes of each example."""
+    task, stops = data.task(), special_ids(data.tokenizer)
+    seen: set[str] = set()
+    report.num_found = len(outcomes)
+    for outcome in outcomes:
+        images = outcome.record.images if outcome.record is not None else ()
         if outcome.record is not None:
             report.forms[outcome.record.form] += 1
-            report.num_images += len(outcome.record.images)
+            report.num_images += len(images)
         if outcome.whole is not None:
-            for name, length in maker.task.lengths(outcome.whole).items():
+            for name, length in task.lengths(outcome.whole).items():
                 report.lengths.setdefault(name, []).append(length)
         if outcome.error is not None:
-            reason = outcome.error.reason
-            seen = report.lost.get(reason, Loss(0, outcome.row.address, str(outcome.error)))
-            report.lost[reason] = seen._replace(num_rows=seen.num_rows + 1)
-        else:
-            kept.append(outcome)
-            report.truncated.update(outcome.tokens.truncated)
-    report.num_used += len(kept)
-    report.shown += kept[: max(0, num_shown - len(report.shown))]
-    notes = maker.task.pack(kept, {}, Cursor()).notes
-    report.num_tokens += notes.get("tokens", 0)
-    report.room += notes.get("room", 0)
+            first = Loss(0, outcome.row.address, str(outcome.error), isinstance(outcome.error, TooLongError))
+            loss = report.lost.get(outcome.error.reason, first)
+            report.lost[outcome.error.reason] = loss._replace(number=loss.number + 1)
+            continue
+        report.num_used += 1
+        report.truncated.update(outcome.tokens.truncated)
+        report.num_repeated += (key := str((outcome.whole, images))) in seen
+        seen.add(key)
+        parts = pieces(outcome, task)
+        report.num_tokens += sum(len(part.tokens) for part in parts)
+        is_whole = "response" not in outcome.tokens.truncated
+        report.num_endless += is_whole and not all(_ends(part, stops, data.tokenizer) for part in parts)
 
 
-def _place(address: str) -> tuple[str, int]:
-    """Order of addresses: by file, then by number."""
-    file, _, number = address.replace("@", ":").rpartition(":")
-    return (file, int(number)) if number.isdigit() else (address, 0)
+def _ends(piece: Piece, stops: set[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether what is trained of a piece ends with a special token, but for white space behind it."""
+    trained = [token for token, is_trained in zip(piece.tokens, piece.trained, strict=True) if is_trained]
+    while trained and trained[-1] not in stops and str(tokenizer.decode(trained[-1:])).isspace():
+        trained.pop()
+    return not trained or trained[-1] in stops
+
+
+def _add_steps(report: SourceReport, outcomes: Sequence[Outcome], data: StreamedDataModule) -> None:
+    """Add what optimizer steps would be like in random order; a last one that is not full is no measure."""
+    task = data.task()
+    mixed = [outcome for outcome in outcomes if outcome.error is None]
+    random.Random(data.seed).shuffle(mixed)
+    size = max(1, round(data.batch_size * len(mixed) / max(1, len(report.sample.rows))))  # examples of a step
+    for start in range(0, len(mixed), size):
+        batch = task.pack(mixed[start : start + size], {}, Cursor())
+        report.num_counted += data.num_examples(batch)
+        if isinstance(batch, PromptBatch):
+            continue
+        if len(mixed) < size or start + size <= len(mixed):
+            report.steps.append((batch.notes["tokens"], len(batch.micro_batches)))
+        for part in batch.micro_batches:
+            if isinstance(part, PreferencePairs):
+                _compare(report, part)
+
+
+def _compare(report: SourceReport, part: PreferencePairs) -> None:
+    """Count the pairs of which the better response is the longer one."""
+    lengths = [part.forest.lengths[leaf] for leaf in part.forest.leaves]
+    pairs = list(zip(part.chosen.tolist(), part.rejected.tolist(), strict=True))
+    report.num_pairs += len(pairs)
+    report.num_chosen_longer += sum(lengths[better] > lengths[worse] for better, worse in pairs)

@@ -1,45 +1,46 @@
-"""Show what training would see of the data: forms, counts, lengths, what is cut or dropped and why, and a few rows.
+"""Show what training would see of the data: forms, counts, lengths, what is cut or lost and why, and a few examples.
 
   lit-rlhf preview --config configs/dpo.yaml
+  lit-rlhf preview --config my.yaml --data.init_args.max_length 512
   lit-rlhf preview pairs.jsonl --tokenizer meta-llama/Llama-3.2-1B-Instruct
-  lit-rlhf preview --config my.yaml --row pairs.jsonl:17
+  lit-rlhf preview pairs.jsonl --row pairs.jsonl:17
 
-With --config, whatever `fit` takes may follow, such as --data.init_args.max_length 512. With files instead, what they
-are for follows from their rows unless --kind says it. No model is loaded. Of a large source a sample is read, all over
-it; nothing is read whole.
+With --config, whatever `fit` takes may follow. With files instead, what they are for follows from their rows unless
+--kind says it. No model is loaded, and of a large source only a sample is read.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from io import TextIOWrapper
 from itertools import islice
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
-from rich import box
-from rich.console import Console, Group
-from rich.panel import Panel
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from datamodules.forms import read_row
-from datamodules.inspection import Piece, SourceReport, inspect, pieces, visible
-from datamodules.making import BatchMaker, Outcome
-from datamodules.order import RowOrder
+from datamodules.inspection import SourceReport, inspect
+from datamodules.making import BatchMaker
 from datamodules.preference import PreferenceDataModule
 from datamodules.prompt import PromptDataModule
 from datamodules.records import BadRowError, Record
 from datamodules.sft import SFTDataModule
-from datamodules.sources import find_row, open_sources
+from datamodules.sources import Row, find_row, open_sources
 from datamodules.streamed import StreamedDataModule
+from lit_rlhf.commands.preview_screen import CLOSE, OPEN, epoch_table, example, printable, source_panel
 from lit_rlhf.commands.quiet import quieten
 from lit_rlhf.embedded import resolve
 
 EMBEDDED = "embedded:tiny_llama"
-_STYLES = {"prompt": "dim", "trained": "green", "untrained": "yellow"}
-_PERCENTILES = (0, 50, 90, 99, 100)
+_OF_FILES = ("tokenizer", "kind", "max_length")
+"""Options that a configuration has its own keys for."""
+_VOTERS = 20  # rows of each source that are asked what they are for
 
 
 def main(words: Sequence[str]) -> None:
@@ -49,87 +50,116 @@ def main(words: Sequence[str]) -> None:
         words: after ``lit-rlhf preview``.
 
     Raises:
-        ValueError: if nothing is named to look at, or it cannot be read.
+        ValueError: if nothing is named to look at, it cannot be read, or it has no rows.
     """
-    parser = argparse.ArgumentParser(
-        prog="lit-rlhf preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    _add_arguments(parser)
-    arguments, rest = parser.parse_known_args(words)
+    # Words that are not ours belong to a configuration and keep their order, so files are not for argparse to find.
+    arguments, rest = _parser().parse_known_args(words)
     quieten()
+    if isinstance(sys.stdout, TextIOWrapper):  # what the terminal cannot write is shown by its escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     console = Console(highlight=False)
-    data = _from_config(arguments.config, rest) if arguments.config else _from_files(parser, arguments, rest, console)
+    data = _from_config(arguments, rest) if arguments.config else _from_files(arguments, rest, console)
+    _check_tokenizer(data)
     if arguments.row:
-        _show_row(console, data, arguments)
+        _show_row(console, data, find_row(arguments.row, data.sources(arguments.split)))
         return
-    split = arguments.split
-    for report in inspect(data, split, arguments.rows, arguments.show):
-        console.print(_panel(report, data))
+    reports: list[SourceReport] = []
+    for report in inspect(data, arguments.split, arguments.rows, arguments.show):
+        console.print(source_panel(report, data))
+        if report.shown and not reports:
+            console.print(f"what is trained on stands in {OPEN} {CLOSE}\n", style="dim")
         for outcome in report.shown:
-            console.print(_example(outcome, data))
+            console.print(example(outcome, data))
+        reports.append(report)
+    if not any(report.sample.rows for report in reports):
+        raise ValueError(f"no rows in {', '.join(report.source.name for report in reports)}")
+    console.print(epoch_table(reports, data, arguments.split))
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="*", metavar="FILE", help="files, globs, folders or hub names to look at")
-    parser.add_argument("--config", action="append", help="configuration of a run, as `fit` takes it")
-    parser.add_argument("--tokenizer", help="folder or hub name; with --config, the run's own")
-    parser.add_argument(
-        "--kind", choices=("pairs", "unpaired", "sft", "prompts"), help="what the files are for; told by their rows"
+class _Parser(argparse.ArgumentParser):
+    """Refuses a word in one line, without repeating how the command is used."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lit-rlhf preview",
+        usage="lit-rlhf preview (--config FILE [KEYS OF FIT ...] | FILE ...) [OPTION ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--max_length", type=int, default=1024, help="of files: tokens of an example (1024)")
+    parser.add_argument("--config", action="append", metavar="FILE", help="configuration of a run, as `fit` takes it")
+    parser.add_argument("--tokenizer", help=f"of files: folder or hub name ({EMBEDDED})")
+    parser.add_argument(
+        "--kind",
+        choices=("pairs", "unpaired", "sft", "prompts"),
+        help="of files: what they are for (told by their rows)",
+    )
+    parser.add_argument("--max_length", type=_at_least(1), help="of files: tokens of an example (1024)")
     splits = ("train", "validation", "test", "predict")
-    parser.add_argument("--split", choices=splits, default="train", help="of a configuration (train)")
-    parser.add_argument("--rows", type=_positive, default=2000, help="rows to read of each source (2000)")
-    parser.add_argument("--show", type=int, default=3, help="examples to show of each source (3)")
-    parser.add_argument("--row", metavar="ADDRESS", help="show this row alone, such as pairs.jsonl:17")
+    parser.add_argument("--split", choices=splits, default="train", help="which part of the data (train)")
+    parser.add_argument("--rows", type=_at_least(1), default=2000, help="most rows to read of each source (2000)")
+    parser.add_argument("--show", type=_at_least(0), default=3, help="examples to show of each source (3)")
+    parser.add_argument("--row", metavar="ADDRESS", help="show this row alone and whole, such as pairs.jsonl:17")
+    return parser
 
 
-def _positive(word: str) -> int:
-    if not word.isdigit() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number above 0")
-    return int(word)
+def _at_least(bound: int) -> Callable[[str], int]:
+    def number(word: str) -> int:
+        if not word.isdecimal() or int(word) < bound:
+            raise argparse.ArgumentTypeError(f"{word!r} is not a number of at least {bound}")
+        return int(word)
+
+    return number
 
 
-def _from_config(files: Sequence[str], rest: Sequence[str]) -> StreamedDataModule:
+def _from_config(arguments: argparse.Namespace, rest: Sequence[str]) -> StreamedDataModule:
     """The data module of a configuration, with nothing else built."""
     from lit_rlhf.commands.training import read_data
 
-    data = read_data([*(word for file in files for word in ("--config", file)), *rest])
+    for name in _OF_FILES:
+        if vars(arguments)[name] is not None:
+            raise ValueError(f"--{name} goes with files; a configuration takes --data.init_args.{name}")
+    data = read_data([*(word for file in arguments.config for word in ("--config", file)), *rest])
     if not isinstance(data, StreamedDataModule):
         raise ValueError(f"data.class_path is {type(data).__name__}, of which preview knows nothing")
     return data
 
 
-def _from_files(
-    parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: Sequence[str], console: Console
-) -> StreamedDataModule:
+def _from_files(arguments: argparse.Namespace, files: Sequence[str], console: Console) -> StreamedDataModule:
     """A data module for files, of the kind that their first rows call for."""
-    if rest:
-        parser.error(f"unknown: {' '.join(rest)} (keys of a configuration need --config)")
-    if not arguments.files:
-        raise ValueError("nothing to look at: give --config, or files")
-    files: Any = [resolve(file) for file in arguments.files]
+    if unknown := [word for word in files if word.startswith("-")]:
+        raise ValueError(f"unknown option {unknown[0]}; keys of a configuration need --config")
+    if not files:
+        raise ValueError("nothing to look at; give --config configs/dpo.yaml, or files")
+    if configs := [file for file in files if file.endswith((".yaml", ".yml"))]:
+        raise ValueError(f"{configs[0]} is a configuration; give it as --config {configs[0]}")
+    sources: Any = [resolve(file) for file in files]
     if not arguments.tokenizer:
-        console.print(f"lengths are those of the tokenizer {EMBEDDED}; --tokenizer names yours", style="yellow")
-    kind = arguments.kind or _kind(files)
-    common: dict[str, Any] = {arguments.split: files, "tokenizer": resolve(arguments.tokenizer or EMBEDDED)}
+        console.print(f"tokens are those of {EMBEDDED}; --tokenizer names another", style="yellow")
+    kind = arguments.kind or _kind(sources, arguments.split)
+    if not arguments.kind:
+        console.print(f"read as --kind {kind}", style="yellow")
+    max_length = arguments.max_length or 1024
+    common: dict[str, Any] = {arguments.split: sources, "tokenizer": resolve(arguments.tokenizer or EMBEDDED)}
     if kind == "prompts":
-        return PromptDataModule(**common, max_prompt_length=arguments.max_length)
+        return PromptDataModule(**common, max_prompt_length=max_length)
     if kind == "sft":
-        return SFTDataModule(**common, max_length=arguments.max_length)
-    return PreferenceDataModule(**common, max_length=arguments.max_length, kind=cast(Any, kind))
+        return SFTDataModule(**common, max_length=max_length)
+    return PreferenceDataModule(**common, max_length=max_length, kind=cast(Any, kind))
 
 
-def _kind(files: list[Any]) -> str:
+def _kind(sources: Any, split: str) -> str:
     """What most of the first readable rows are for."""
     votes: Counter[str] = Counter()
-    for source in open_sources(files, "train"):
-        for row in islice(RowOrder([source]).rows(0), 20):
-            try:
+    for source in open_sources(sources, split):
+        for row in islice(source.read(), _VOTERS):
+            with suppress(BadRowError):
                 votes.update(_use(record) for record in read_row(row.decode(), row.layout))
-            except BadRowError:
-                votes["pairs"] += 0
-    return max(votes, key=lambda kind: votes[kind]) if votes else "pairs"
+    return votes.most_common(1)[0][0] if votes else "pairs"
 
 
 def _use(record: Record) -> str:
@@ -140,88 +170,28 @@ def _use(record: Record) -> str:
     return "sft" if record.responses else "prompts"
 
 
-def _show_row(console: Console, data: StreamedDataModule, arguments: argparse.Namespace) -> None:
-    row = find_row(arguments.row, data.sources(arguments.split))
-    console.print_json(json.dumps(row.decode(), default=str))
+def _check_tokenizer(data: StreamedDataModule) -> None:
+    """Load the tokenizer; libraries tell in several lines what is wrong with one."""
+    try:
+        assert data.tokenizer
+    except OSError as error:
+        raise ValueError(f"the tokenizer cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def _show_row(console: Console, data: StreamedDataModule, row: Row) -> None:
+    """Print a row as it was read, and what becomes of it."""
+    try:
+        written = json.dumps(row.decode(), indent=2, ensure_ascii=False, default=_as_text)
+    except BadRowError:  # said below
+        written = row.data.decode(errors="backslashreplace") if isinstance(row.data, bytes) else ""
+    console.print(Text(printable(written)))
     for outcome in BatchMaker(data.task()).outcomes([row]):
         if outcome.error is not None:
-            console.print(f"lost ({outcome.error.reason}): {outcome.error}", style="red")
+            console.print(Text(printable(f"lost ({outcome.error.reason}): {row.address}: {outcome.error}"), "red"))
         else:
-            console.print(_example(outcome, data))
+            console.print(example(outcome, data, is_whole=True))
 
 
-def _panel(report: SourceReport, data: StreamedDataModule) -> Panel:
-    """Everything about one source but its examples."""
-    lost = sum(loss.num_rows for loss in report.lost.values())
-    read = f"all {report.num_rows:,} rows" if report.is_whole else f"a sample of {report.num_rows:,} rows, all over it"
-    parts: list[Any] = [Text(f"read            {read}")]
-    forms = [f"{form} ({count:,})" for form, count in report.forms.most_common()]
-    parts.append(Text("form            " + ("; ".join(forms) or "none")))
-    parts.append(Text(f"examples        {report.num_used:,} of use, {lost:,} lost"))
-    for name, count in sorted(report.truncated.items()):
-        parts.append(Text(f"cut             {count:,} examples lose tokens of the {name}", style="yellow"))
-    if report.num_images:
-        text = f"pictures        {report.num_images:,}, which a model of text alone does not see"
-        parts.append(Text(text, style="yellow"))
-    if report.room:
-        fill = f"{report.num_tokens / report.room:.0%} of the token budget, at {data.batch_size} rows a step"
-        parts.append(Text(f"fill            {fill}"))
-    parts.append("")
-    parts.append(_lengths(report))
-    if report.lost:
-        parts += ["", _losses(report)]
-    return Panel(Group(*parts), title=report.source.name, title_align="left", box=box.ROUNDED, padding=(1, 2))
-
-
-def _lengths(report: SourceReport) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("tokens", header_style="bold")
-    for percent in _PERCENTILES:
-        name = {0: "least", 50: "median", 100: "most"}.get(percent, f"{percent} %")
-        table.add_column(name, justify="right", header_style="bold")
-    for name, lengths in report.lengths.items():
-        ordered = sorted(lengths)
-        found = (ordered[round(percent / 100 * (len(ordered) - 1))] for percent in _PERCENTILES)
-        table.add_row(name, *(f"{length:,}" for length in found))
-    return table
-
-
-def _losses(report: SourceReport) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("lost", "rows", "the first"):
-        side: Any = "right" if name == "rows" else "left"
-        table.add_column(name, header_style="bold red", justify=side, overflow="fold")
-    for reason, loss in sorted(report.lost.items(), key=lambda item: -item[1].num_rows):
-        table.add_row(reason, f"{loss.num_rows:,}", Text(f"{loss.address}: {loss.message}"))
-    return table
-
-
-def _example(outcome: Outcome, data: StreamedDataModule) -> Group:
-    """One example as the model meets it: what is trained on in brackets and green, special tokens visible."""
-    form = cast(Record, outcome.record).form
-    cut = f", cut: {' and '.join(outcome.tokens.truncated)}" if outcome.tokens.truncated else ""
-    lines = [Text.assemble((outcome.row.address, "bold"), f"  {form}{cut}")]
-    for piece in pieces(outcome, data):
-        trained = sum(piece.trained)
-        count = f"{len(piece.tokens)} tokens" + (f", {trained} trained" if trained else "")
-        lines.append(Text.assemble((piece.title, "bold cyan"), (f"  {count}", "dim")))
-        lines.append(_piece(piece, data))
-    return Group(*lines, Text(""))
-
-
-def _piece(piece: Piece, data: StreamedDataModule) -> Text:
-    text = Text()
-    start = 0
-    for end in range(1, len(piece.tokens) + 1):
-        is_trained = piece.trained[start]
-        if end < len(piece.tokens) and piece.trained[end] == is_trained:
-            continue
-        run = visible(data.tokenizer, piece.tokens[start:end])
-        style = "trained" if is_trained else "prompt" if piece.title == "prompt" else "untrained"
-        brackets = ("\N{LEFT WHITE SQUARE BRACKET}", "\N{RIGHT WHITE SQUARE BRACKET}") if is_trained else ("", "")
-        text.append(brackets[0], "bold green")
-        for part, is_special in run:
-            text.append(part, "bold magenta" if is_special else _STYLES[style])
-        text.append(brackets[1], "bold green")
-        start = end
-    return text
+def _as_text(value: object) -> str:
+    """What JSON has no word for."""
+    return f"<{len(value):,} bytes>" if isinstance(value, bytes) else str(value)
