@@ -24,8 +24,8 @@ class SFTDataModule(StreamedDataModule):
     Rows of preferences serve as well: what is imitated is then the best response.
 
     Args:
-        train: rows to train on: a file (.jsonl, .json, .csv, .parquet, .arrow, .gz of these), a glob, a folder, a hub
-            name, a list of these (with weights, as Source), or a list of rows.
+        train: rows to train on: a file (.jsonl, .json, .csv, any of them with .gz, .parquet, .arrow), a glob, a folder,
+            a hub name, or a list of these (with weights, as Source); in Python also a list of rows or a data set.
         validation: rows to validate on, in file order.
         test: rows to test on, in file order.
         predict: rows to predict for, in file order.
