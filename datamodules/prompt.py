@@ -22,8 +22,8 @@ class PromptDataModule(StreamedDataModule):
     Rows of preferences and of instructions serve as well: their prompts are taken, and the answers are columns.
 
     Args:
-        train: rows to train on: a file (.jsonl, .json, .csv, .parquet, .arrow, .gz of these), a glob, a folder, a hub
-            name, a list of these (with weights, as Source), or a list of rows.
+        train: rows to train on: a file (.jsonl, .json, .csv, any of them with .gz, .parquet, .arrow), a glob, a folder,
+            a hub name, or a list of these (with weights, as Source); in Python also a list of rows or a data set.
         validation: rows to validate on, in file order.
         test: rows to test on, in file order.
         predict: rows to predict for, in file order.
