@@ -16,6 +16,7 @@ _UNKNOWN = re.compile(
     r"|(?:unrecognized arguments|ambiguous option): --(?P<argument>[^=\s]+)"
 )
 _WRONG_VALUE = re.compile(r"Parser key \"(?P<key>[^\"]+)\":\s*(?P<reason>.*)", re.DOTALL)
+_MISSING = re.compile(r"^the following arguments are required: (?:\w+\.)?(?P<key>\w+)$")
 _BROKEN = object()
 _WRONG_CLASS = re.compile(r"Problem with given class_path '(?P<name>[^']+)':\s*(?P<reason>[^\n]+)")
 
@@ -44,6 +45,8 @@ def explain(message: str, known: Sequence[str], words: Sequence[str]) -> str:
         return f"{_full(match['key'], paths)}: {reason}"
     if message.startswith("the following arguments are required") and not any(_config_files(words)):
         return "nothing says what to train: give a configuration, as in --config configs/dpo.yaml"
+    if match := _MISSING.search(message):
+        return f"the configuration has no `{match['key']}`"
     if message.startswith("Problems parsing config"):
         broken = [str(file) for file in _config_files(words) if file.is_file() and _read(file) is _BROKEN]
         message = message.replace("Problems parsing config", " ".join(["broken YAML", *broken]), 1)

@@ -59,7 +59,7 @@ def main(words: Sequence[str]) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     console = Console(highlight=False)
     data = _from_config(arguments, rest) if arguments.config else _from_files(arguments, rest, console)
-    _check_tokenizer(data)
+    _check_tokenizer(data, arguments.tokenizer)
     if arguments.row:
         _show_row(console, data, find_row(arguments.row, data.sources(arguments.split)))
         return
@@ -80,7 +80,7 @@ class _Parser(argparse.ArgumentParser):
     """Refuses a word in one line, without repeating how the command is used."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise ValueError(message.removeprefix("argument "))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,10 +123,18 @@ def _from_config(arguments: argparse.Namespace, rest: Sequence[str]) -> Streamed
     for name in _OF_FILES:
         if vars(arguments)[name] is not None:
             raise ValueError(f"--{name} goes with files; a configuration takes --data.init_args.{name}")
+    if stray := _values_of_nothing(rest):
+        raise ValueError(f"{stray[0]!r} belongs to no option; give --config or files, not both")
     data = read_data([*(word for file in arguments.config for word in ("--config", file)), *rest])
     if not isinstance(data, StreamedDataModule):
         raise ValueError(f"data.class_path is {type(data).__name__}, of which preview knows nothing")
     return data
+
+
+def _values_of_nothing(words: Sequence[str]) -> list[str]:
+    """Words that are neither an option nor the value of one."""
+    is_value = [False, *(word.startswith("--") and "=" not in word for word in words)]
+    return [word for word, is_said in zip(words, is_value, strict=False) if not (is_said or word.startswith("--"))]
 
 
 def _from_files(arguments: argparse.Namespace, files: Sequence[str], console: Console) -> StreamedDataModule:
@@ -170,12 +178,13 @@ def _use(record: Record) -> str:
     return "sft" if record.responses else "prompts"
 
 
-def _check_tokenizer(data: StreamedDataModule) -> None:
+def _check_tokenizer(data: StreamedDataModule, name: str | None) -> None:
     """Load the tokenizer; libraries tell in several lines what is wrong with one."""
     try:
-        assert data.tokenizer
-    except OSError as error:
-        raise ValueError(f"the tokenizer cannot be loaded: {str(error).splitlines()[0]}") from None
+        assert data.tokenizer is not None
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"tokenizer {name!r} cannot be loaded: {reason}" if name else reason) from None
 
 
 def _show_row(console: Console, data: StreamedDataModule, row: Row) -> None:

@@ -151,7 +151,7 @@ def _too_long(report: SourceReport, data: StreamedDataModule) -> str:
     if not number:
         return ""
     nearly_all, most = _percentile(lengths, 99), lengths[-1]
-    would_do = f"{nearly_all:,} would do for 99 %, {most:,}" if nearly_all > limit else f"{most:,} would do"
+    would_do = f"{nearly_all:,} would do for 99 %, {most:,}" if limit < nearly_all < most else f"{most:,} would do"
     said = f"{_counted(number, 'example')} ({_share(number, len(lengths))})"
     return f"{said} for {name} {limit:,}; {would_do} for all"
 
@@ -195,7 +195,7 @@ def _step(report: SourceReport, data: StreamedDataModule) -> str:
         return f"{said}: one micro-batch, as token_budget {budget:,} allows"
     fill = tokens / micro_batches / budget
     advice = "; a larger token_budget or batch_size fills them better" if fill < _GOOD_FILL else ""
-    return f"{said}: {micro_batches:.1f} micro-batches, {fill:.0%} of token_budget {budget:,}{advice}"
+    return f"{said}: {micro_batches:.1f} micro-batches, {_share(fill, 1)} of token_budget {budget:,}{advice}"
 
 
 # What is said of a source, in order: label, style, and a function that gives the text, empty where all is well.
