@@ -73,7 +73,7 @@ class PromptEncoder:
         """
         kind = kind_of(record)
         if kind == "text":
-            return PromptText(str(record.prompt or ""), is_plain=True)
+            return PromptText(self.tokenizer.hide_marks(str(record.prompt or "")), is_plain=True)
         if not record.prompt:
             raise BadRowError("empty_prompt", "the prompt is empty, so nothing asks for a response; give a prompt")
         if kind == "conversation":

@@ -111,7 +111,7 @@ class ResponseEncoder:
         if kind == "conversation":
             return self._render_conversation(record, texts, ranks)
         if kind == "text":
-            prompt = str(record.prompt or "")
+            prompt, *texts = map(self.tokenizer.hide_marks, (str(record.prompt or ""), *texts))
             return ResponseTexts(prompt, tuple(prompt + text for text in texts), ranks, is_plain=True)
         responses = tuple(TokenResponse(self.tokenizer.checked(ids), [True] * len(ids)) for ids in texts)
         prompt_ids = self.tokenizer.checked(cast("list[int]", record.prompt or []))

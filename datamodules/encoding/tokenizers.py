@@ -100,8 +100,12 @@ class TextTokenizer:
         """Replace special tokens that a message spells out by marks that the tokenizer does not know."""
         return self._is_hideable.sub(lambda match: f"{OPEN}{self._hideable.index(match[0])}{CLOSE}", text)
 
+    def hide_marks(self, text: str) -> str:
+        """Replace the characters of our own marks, so that a text that holds them is not taken for marked."""
+        return text.replace(OPEN, f"{OPEN}0{CLOSE}")
+
     def show(self, text: str) -> str:
-        """Undo :meth:`hide`."""
+        """Undo :meth:`hide` and :meth:`hide_marks`."""
         return _HIDDEN.sub(lambda match: self._hideable[int(match[1])], text) if OPEN in text else text
 
     def special_end(self, text: str, start: int, end: int) -> int | None:

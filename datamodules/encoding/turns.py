@@ -107,8 +107,8 @@ class TurnEncoder:
             message = "the row has no response to imitate; give 'completion', 'text' or messages"
             raise BadRowError("no_response", message)
         if kind == "text":
-            opening = str(record.prompt or "")
-            return TurnText(opening + str(response.text), opening)
+            opening, text = map(self.tokenizer.hide_marks, (str(record.prompt or ""), str(response.text)))
+            return TurnText(opening + text, opening)
         before, after = (self.tokenizer.checked(cast("list[int]", ids or [])) for ids in (record.prompt, response.text))
         mask = record.columns.get("trained_mask", [True] * len(after))  # a row in tokens may leave gaps
         return self._scored(before + after, [False] * len(before) + list(mask))

@@ -64,7 +64,7 @@ def read_turn(where: str, turn: object, tags: Mapping[str, str] = {}) -> Message
     """
     if not isinstance(turn, Mapping):
         raise wrong_type(where, turn, "a message with a 'role' and a 'content'")
-    rest = {key: value for key, value in turn.items() if value is not None}
+    rest = {key: value for key, value in turn.items() if value is not None and key != "pictures"}
     role = _read_role(where, rest, tags)
     content_key = _first(rest, tags.get("content_tag"), "content", "value") or "content"
     content = rest.pop(content_key, None)
@@ -167,7 +167,8 @@ def _text_block(where: str, block: Mapping[str, Any], message: Message) -> None:
 
 
 def _thought_block(where: str, block: Mapping[str, Any], message: Message) -> None:
-    message["reasoning_content"] = message.get("reasoning_content", "") + _text_of(where, block)
+    before = read_text(f"{where}: 'reasoning_content'", message.get("reasoning_content", ""))
+    message["reasoning_content"] = before + _text_of(where, block)
 
 
 def _call_block(where: str, block: Mapping[str, Any], message: Message) -> None:

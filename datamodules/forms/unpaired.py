@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datamodules.forms.fields import Fields
 from datamodules.forms.instructions import has_answer, read_answer, read_conversation
 from datamodules.forms.prompts import Draft
-from datamodules.forms.splitting import assistant, part, turns_of, user
+from datamodules.forms.splitting import assistant, part, turns_of
 from datamodules.forms.values import is_verdict, read_text, read_verdict
 from datamodules.records import Response, Text
 
@@ -55,12 +55,12 @@ def read_graded_answers(fields: Fields, prompt: Text | None) -> list[Draft]:
 
 def read_statement(fields: Fields, prompt: Text | None) -> list[Draft]:
     """A sentence that is true or false: the right verdict is preferred to the other one."""
-    (statement,) = turns_of(prompt or [])
+    *before, statement = turns_of(prompt or [])
     right = read_verdict("'label'", fields["label"])
     responses = [
         _thumb(assistant(word), is_right) for word, is_right in ((_word(right), True), (_word(not right), False))
     ]
-    return [Draft([user(f"True or false: {statement['content']}")], responses)]
+    return [Draft([*before, {**statement, "content": f"True or false: {statement['content']}"}], responses)]
 
 
 def _word(verdict: bool) -> str:

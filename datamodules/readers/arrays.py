@@ -9,28 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from datamodules.readers.blocks import BLOCK_BYTES, Block, Place, Undecoded, in_blocks
+from datamodules.readers.blocks import BLOCK_BYTES, Block, Broken, Place, in_blocks
 from datamodules.readers.files import SequentialReader, open_at
-from datamodules.records import BadRowError
 
 # Keys under which an object at the top of a file holds the rows. A list under any other key belongs to a row.
 CONTAINERS = ("data", "rows", "examples", "instances", "samples", "records", "items", "entries")
 
 _DECODE = json.JSONDecoder().raw_decode
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
+_CLOSED = re.compile(r"[ \t\r\n]*(,[ \t\r\n]*\"|})")  # what follows an array inside an object
 _COLON = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
-
-
-class NotUtf8(Undecoded):
-    """An element with bytes that are no UTF-8."""
-
-    def decode(self) -> object:
-        """Refuse it.
-
-        Raises:
-            BadRowError: always.
-        """
-        raise BadRowError("bad_encoding", "the row is not UTF-8; save the file as UTF-8")
+_AFTER = re.compile(r"[ \t\r\n]*([],{]?)")  # what may follow a row
+_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)  # a string's brackets are none
+_CLOSING = {"[": "]", "{": "}"}
+_MAX_BROKEN = 1 << 26  # characters in which the end of a broken row is looked for
+_NOT_UTF8 = Broken("bad_encoding", "the row is not UTF-8; save the file as UTF-8")
 
 
 class Values(SequentialReader):
@@ -61,14 +54,17 @@ class Values(SequentialReader):
         while True:
             between = len(_BETWEEN.match(held, at)[0])  # type: ignore[index]
             at, offset = at + between, offset + between
-            if held.startswith("]", at) or (is_end and at == len(held) and not self.is_array):
+            if is_end and at == len(held) and not self.is_array:
+                return
+            if held.startswith("]", at):
+                self._check_end(held[at + 1 :] + text.decode(stream.read(BLOCK_BYTES)), number)
                 return
             row, end = self._value(held, at, is_end, number)
             if end:
                 number += 1
                 size = _num_bytes(held[at:end])
                 at, offset, chunk = end, offset + abs(size), BLOCK_BYTES
-                yield f"{self.name}:{number}", row if size > 0 else NotUtf8(), abs(size), [offset, number]
+                yield f"{self.name}:{number}", row if size > 0 else _NOT_UTF8, abs(size), [offset, number]
             else:
                 more = stream.read(chunk)
                 is_end = not more
@@ -83,12 +79,55 @@ class Values(SequentialReader):
             is_cut = error.msg.startswith("Unterminated string") or len(held) - error.pos < 16
             if is_cut and not is_end:
                 return None, 0
-            place = f"{self.file}:{number + 1}"
-            raise ValueError(f"{place}: the JSON array breaks off or is not JSON: {error.msg}") from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.file}:{number + 1}: the row cannot be read: {error}") from None
+            return self._broken(held, at, is_end, number, error.msg)
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+            return self._broken(held, at, is_end, number, str(error))
         # Whether a number goes on, as "1" does in "1.5e+9", shows a few characters behind it.
         return (row, end) if len(held) - end > 3 or is_end else (None, 0)
+
+    def _check_end(self, rest: str, number: int) -> None:
+        """Refuse a file in which more stands behind the array: rows that nobody would miss.
+
+        Raises:
+            ValueError: if something other than the rest of an object around the array follows.
+        """
+        if rest.strip() and not _CLOSED.match(rest):
+            after = f"{self.name}: the array of rows ends after row {number}"
+            raise ValueError(f"{after}, but more follows: {rest.strip()[:40]!r}; give one array, or a row per line")
+
+    def _broken(self, held: str, at: int, is_end: bool, number: int, error: str) -> tuple[Any, int]:
+        """A broken value and where it ends; 0 if more text is needed to tell.
+
+        Raises:
+            ValueError: if its brackets do not tell, so that all that follows is lost too.
+        """
+        end = _closed(held, at, is_end)
+        if end > 0:
+            return Broken("broken_json", f"the row is not JSON: {error}"), end
+        if end == 0 and not is_end and len(held) - at < _MAX_BROKEN:
+            return None, 0
+        raise ValueError(
+            f"{self.name}:{number + 1}: the JSON array breaks off or is not JSON: {error}; its brackets and quotes do "
+            "not tell where the next row begins, so nothing after it can be read"
+        )
+
+
+def _closed(text: str, at: int, is_end: bool) -> int:
+    """Where a broken value ends, by its brackets and quotes alone; 0 if more text may tell, -1 if none will."""
+    closing: list[str] = []
+    for found in _BRACKET.finditer(text, at):
+        mark = found[0]
+        if mark in _CLOSING:
+            closing.append(_CLOSING[mark])
+        elif not closing and mark in ",]":
+            return found.start()
+        elif mark in "]}":
+            if not closing or mark != closing.pop():
+                return -1
+            if not closing:
+                follows = _AFTER.match(text, found.end())[1]  # type: ignore[index]
+                return found.end() if follows or (is_end and found.end() == len(text)) else 0
+    return 0
 
 
 def _num_bytes(text: str) -> int:

@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from datamodules.records import BadRowError
+
 # Small, so that a shuffle buffer of some thousand rows is filled from many ends of a file.
 BLOCK_BYTES = 1 << 16
 BLOCK_ROWS = 256  # of tables, whose rows know no size
@@ -46,6 +48,29 @@ class Undecoded(ABC):
         Raises:
             BadRowError: if it is broken.
         """
+
+
+class Broken(Undecoded):
+    """A row that was found and cannot be read.
+
+    Args:
+        reason: one word for counting.
+        message: what is wrong and what would be right.
+    """
+
+    __slots__ = ("message", "reason")
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        self.message = message
+
+    def decode(self) -> object:
+        """Refuse it.
+
+        Raises:
+            BadRowError: always.
+        """
+        raise BadRowError(self.reason, self.message)
 
 
 class Reader(ABC):

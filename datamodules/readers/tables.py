@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from datamodules.readers.blocks import Block, Place, Undecoded, in_blocks
+from datamodules.readers.blocks import Block, Broken, Place, Undecoded, in_blocks
 from datamodules.readers.files import SequentialReader, open_at
 from datamodules.records import BadRowError
 
@@ -77,7 +77,9 @@ class Table(SequentialReader):
     def _header(self, stream: BinaryIO) -> tuple[list[str], int]:
         """Names of the columns, and the offset of the first row."""
         lines = _Lines(stream, 0)
-        header = next((cells for cells in self._cells(lines) if cells), [])
+        header = next((cells for cells in self._cells(lines, 0) if cells), [])
+        if isinstance(header, Broken):
+            raise ValueError(f"{self.file}: the header cannot be read: {header.message}")
         if twice := {name for name in header if header.count(name) > 1}:
             raise ValueError(f"{self.file}: the header has the column {min(twice)!r} twice; rename one")
         return header, lines.offset
@@ -86,26 +88,47 @@ class Table(SequentialReader):
         self, stream: BinaryIO, header: list[str], offset: int, number: int
     ) -> Iterator[tuple[str, Any, int, Place]]:
         lines = _Lines(stream, offset)
-        for cells in self._cells(lines):
+        for cells in self._cells(lines, number):
             if cells:
                 number += 1
-                yield f"{self.name}:{number}", Cells(header, cells), lines.offset - offset, [lines.offset, number]
+                row = cells if isinstance(cells, Broken) else Cells(header, cells)
+                yield f"{self.name}:{number}", row, lines.offset - offset, [lines.offset, number]
             offset = lines.offset
 
-    def _cells(self, lines: _Lines) -> Iterator[list[str]]:
-        try:
-            yield from csv.reader(lines, delimiter=self.delimiter, strict=True)
-        except csv.Error as error:
-            place = f"{self.file}: before byte {lines.offset}"
-            raise ValueError(f"{place}: the table is broken: {error}; is a quote not closed?") from None
+    def _cells(self, lines: _Lines, number: int) -> Iterator[list[str] | Broken]:
+        """Yield the cells of each row, after ``number`` others; none of a blank line.
+
+        A row with a quote in the wrong place ends with its line, if all of its quotes are closed there.
+
+        Raises:
+            ValueError: if a quote is not closed, so that all that follows is lost too.
+        """
+        reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
+        while True:
+            lines.num_quotes = 0
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                message = f"the table is broken: {error}"
+                if lines.num_quotes % 2:
+                    place = f"{self.name}:{number + 1}: before byte {lines.offset}"
+                    raise ValueError(f"{place}: {message}; is a quote not closed?") from None
+                number += 1
+                yield Broken("broken_csv", f"{message}; double the quotes inside a cell, and put it in quotes")
+            else:
+                if cells is None:
+                    return
+                yield cells
+                number += bool(cells)
 
 
 class _Lines(Iterator[str]):
-    """Lines of a stream as text, and the offset behind the last one that was asked for."""
+    """Lines of a stream as text, the offset behind the last one that was asked for, and how many quotes came by."""
 
     def __init__(self, stream: BinaryIO, offset: int) -> None:
         self.stream = stream
         self.offset = offset
+        self.num_quotes = 0
 
     def __next__(self) -> str:
         line = self.stream.readline()
@@ -113,6 +136,7 @@ class _Lines(Iterator[str]):
             raise StopIteration
         text = line.removeprefix(codecs.BOM_UTF8) if self.offset == 0 else line
         self.offset += len(line)
+        self.num_quotes += line.count(b'"')
         return text.decode(errors="surrogateescape")
 
 

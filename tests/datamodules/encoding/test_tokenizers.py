@@ -6,8 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from datamodules.encoding.prompts import PromptEncoder
+from datamodules.encoding.responses import ResponseEncoder
 from datamodules.encoding.tokenizers import TextTokenizer, load_tokenizer, with_chat_template
-from datamodules.records import BadRowError
+from datamodules.encoding.turns import TurnEncoder
+from datamodules.records import BadRowError, Record, Response
 
 
 def test_chat_template_from_text_or_file(tokenizer, tmp_path):
@@ -100,3 +103,18 @@ def test_a_tokenizer_without_an_end_is_refused_where_one_is_needed(tokenizer):
     tokenizer.eos_token, tokenizer.name_or_path = None, "org/base"
     with pytest.raises(ValueError, match="tokenizer 'org/base' has no eos_token, which ends a response; set"):
         TextTokenizer(tokenizer).require_eos()
+
+
+@pytest.mark.parametrize(
+    "text", ["\ue00099\ue001", "\ue0000\ue001", "a \ue000m1\ue001", "\ue001\ue000", "\ue0001\ue001 b"]
+)
+def test_marks_of_ours_in_a_text_row_are_letters(tokenizer, text):
+    record = Record("", text + " q", (Response(text, 0), Response(text + " c", 1)))
+    pairs, turns, prompts = ResponseEncoder(tokenizer, 512), TurnEncoder(tokenizer, 512), PromptEncoder(tokenizer, 512)
+    (pair,) = pairs.encode([pairs.render(record)])
+    (turn,) = turns.encode([turns.render(record)])
+    (prompt,) = prompts.encode([prompts.render(record)])
+    assert prompt.text == text + " q"
+    assert tokenizer.decode(prompt.tokens) == "<s>" + text + " q"
+    assert tokenizer.decode(turn.tokens) == "<s>" + text + " q" + text + "</s>"
+    assert tokenizer.decode([*pair.prompt, *pair.responses[1].tokens]) == "<s>" + text + " q" + text + " c</s>"

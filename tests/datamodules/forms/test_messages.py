@@ -130,3 +130,10 @@ def test_no_turns_are_no_conversation():
     for value in ([], "x", None, {}):
         with pytest.raises(BadRowError, match=r"'m' is .*; it must be text or a list of messages"):
             read_turns("m", value)
+
+
+def test_keys_of_our_own_in_a_turn_say_nothing():
+    assert read_turn("m", {"role": "user", "content": "a", "pictures": 3}) == {"role": "user", "content": "a"}
+    thoughts = {"role": "assistant", "reasoning_content": 3, "content": [{"type": "thinking", "thinking": "b"}]}
+    with pytest.raises(BadRowError, match="'reasoning_content' is int '3'; it must be text"):
+        read_turn("m", thoughts)

@@ -56,6 +56,11 @@ def test_a_false_statement():
     assert [one.text for one in record.responses] == [[assistant("false")], [assistant("true")]]
 
 
+def test_a_statement_after_other_turns():
+    (record,) = read_row({"sentence": [user("a"), assistant("b"), user("s")], "label": True})
+    assert record.prompt == [user("a"), assistant("b"), user("True or false: s")]
+
+
 BAD = [
     ({"prompt": "p", "completion": "c", "label": "maybe"}, "'label' is str 'maybe'; it must be true or false"),
     ({"prompt": "p", "response": "c", "kto_tag": 2}, "'kto_tag' is int '2'"),

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from datamodules.readers import arrays
-from datamodules.readers.arrays import NotUtf8, Values, find_values
+from datamodules.readers.arrays import Values, find_values
+from datamodules.readers.blocks import Broken
 from datamodules.readers.opening import open_file
 from datamodules.records import BadRowError
 
@@ -51,7 +52,10 @@ def test_values_across_chunks(tmp_path, monkeypatch, chunk):
         assert [row for _, row in rows_of(tmp_path / name)] == rows
 
 
-@pytest.mark.parametrize("content", ['[{"a": 1}, {"a": ', '[{"a": 1}, {"a": }]', '[{"a": 1}', '[{"a": 1}, "b'])
+@pytest.mark.parametrize(
+    "content",
+    ['[{"a": 1}, {"a": ', '[{"a": 1}, {"a": ]]', '[{"a": 1}', '[{"a": 1}, "b', '[{"a": 1}, {"a": "1" 2"}, {"a": 3}]'],
+)
 @pytest.mark.parametrize("chunk", [1, 1000])
 def test_a_broken_array_is_refused(tmp_path, monkeypatch, content, chunk):
     monkeypatch.setattr(arrays, "BLOCK_BYTES", chunk)
@@ -61,10 +65,10 @@ def test_a_broken_array_is_refused(tmp_path, monkeypatch, content, chunk):
 
 
 def test_a_broken_array_is_refused_before_it_is_read_to_its_end(tmp_path, monkeypatch):
-    (tmp_path / "a.json").write_text('[{"a": 1} {"a" "b"}' + ', {"a": 1}' * 100_000 + "]")
+    (tmp_path / "a.json").write_text('[{"a": 1} {"a" "b"]' + ', {"a": 1}' * 100_000 + "]")
     reader, read = open_file(tmp_path / "a.json", "a"), []
     monkeypatch.setattr(arrays, "open_at", lambda *args: Spy(args[0], read))
-    with pytest.raises(ValueError, match=r"a\.json:2: "):
+    with pytest.raises(ValueError, match=r"^a:2: "):
         list(reader.blocks(0))
     assert sum(read) < 300_000
 
@@ -96,17 +100,53 @@ class Spy:
 
 
 def test_what_python_cannot_hold_is_refused_by_number(tmp_path):
-    for bad in ("[" * 100_000, "1" * 5000):
-        (tmp_path / "a.json").write_text('[{"a": 1}, ' + bad + "]")
-        with pytest.raises(ValueError, match=r"a\.json:2: the row cannot be read"):
+    (tmp_path / "a.json").write_text('[{"a": 1}, ' + "[" * 100_000 + "]")
+    with pytest.raises(
+        ValueError, match=r"a\.json:2: the JSON array breaks off or is not JSON: maximum recursion depth"
+    ):
+        rows_of(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '{"a": }',
+        '{"a": "1"2}',
+        '{"a": "\t]"}',
+        '{"a": "\\"}\\q"}',
+        "nonsense",
+        '"\x00"',
+        "1" * 5000,
+        '{"a": ' + "[" * 50_000 + "]" * 50_000 + "}",
+    ],
+)
+@pytest.mark.parametrize("chunk", [1, 7, 100_000])
+def test_a_broken_row_whose_end_can_be_told_is_a_bad_row(tmp_path, monkeypatch, bad, chunk):
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", chunk)
+    (tmp_path / "a.json").write_text('[{"a": 1}, ' + bad + ', {"a": [2]} , ' + bad + "\n]")
+    one, first, two, last = (row for _, row in rows_of(tmp_path / "a.json"))
+    assert (one, two) == ({"a": 1}, {"a": [2]})
+    for broken in (first, last):
+        with pytest.raises(BadRowError, match="the row is not JSON: ") as caught:
+            broken.decode()
+        assert caught.value.reason == "broken_json"
+
+
+def test_rows_behind_the_array_are_not_passed_over(tmp_path):
+    for more in ('[{"a": 2}]', ' {"a": 2}', ', {"a": 2}', "]"):
+        (tmp_path / "a.json").write_text('[{"a": 1}]' + more)
+        with pytest.raises(ValueError, match=r"a\.json: the array of rows ends after row 1, but more follows: "):
             rows_of(tmp_path / "a.json")
+    for more in ("\n \n", "}", ' , "end": [1]}'):
+        (tmp_path / "a.json").write_text('{"data": [{"a": 1}]' + more)
+        assert len(rows_of(tmp_path / "a.json")) == 1
 
 
 def test_a_row_that_is_not_utf_8_is_a_bad_row(tmp_path):
     (tmp_path / "a.json").write_bytes(b'[{"a": "\xff"}, {"a": "\xc3\xa9"}]')
     (_, first), second = rows_of(tmp_path / "a.json")
     assert second == ("a.json:2", {"a": "\u00e9"})
-    assert isinstance(first, NotUtf8)
+    assert isinstance(first, Broken)
     with pytest.raises(BadRowError, match="the row is not UTF-8") as caught:
         first.decode()
     assert caught.value.reason == "bad_encoding"
@@ -119,5 +159,5 @@ def test_values_end_with_the_file_only_where_nothing_closes_them(tmp_path):
         {"a": 1},
         {"a": 2},
     ]
-    with pytest.raises(ValueError, match=r"a\.json:3: the JSON array breaks off"):
+    with pytest.raises(ValueError, match=r"a:3: the JSON array breaks off"):
         list(Values(path, "a", 0, is_array=True).blocks(0))

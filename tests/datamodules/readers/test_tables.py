@@ -47,8 +47,24 @@ def test_bad_rows(read, row, reason, message):
     assert good.decode() == {"a": "1", "b": "2"}
 
 
+def test_a_quote_in_the_wrong_place_costs_its_row_alone(read):
+    one, first, two, last = read('a,b\n1,2\n"3"x,4\n5,"6\n""7"\n8,"9" ""\n')
+    assert (one.decode(), two.decode()) == ({"a": "1", "b": "2"}, {"a": "5", "b": '6\n"7'})
+    for broken in (first, last):
+        with pytest.raises(BadRowError, match=r"the table is broken: .*; double the quotes inside a cell") as caught:
+            broken.decode()
+        assert caught.value.reason == "broken_csv"
+
+
+def test_a_row_whose_end_nobody_knows_stops_the_table(read):
+    with pytest.raises(ValueError, match=r"^a:2: before byte 25: the table is broken: ',' expected after '\"'"):
+        read('a,b\n1,2\n"he said "hi" to\nme, and",4\n')
+
+
 def test_broken_tables(read):
-    with pytest.raises(ValueError, match=r"a\.csv: before byte 16: the table is broken: .*; is a quote not closed\?"):
+    with pytest.raises(ValueError, match=r"a\.csv: the header cannot be read: the table is broken"):
+        read('a,"b"c\n1,2')
+    with pytest.raises(ValueError, match=r"^a:2: before byte 16: the table is broken: .*; is a quote not closed\?"):
         read('a,b\n1,2\n3,"4\n5,6')
     with pytest.raises(ValueError, match=r"a\.csv: the header has the column 'a' twice; rename one"):
         read("a,b,a\n1,2,3")
