@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,12 +25,16 @@ PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
 FORMS = (ROOT / "docs/data_formats.md").read_text(encoding="utf-8")
 MODEL = "meta-llama/Llama-3.2-1B-Instruct"
 PAIR = {"prompt": "1 + 1 =", "chosen": " 2", "rejected": " 3"}
-SAID = [{"speaker": "CUSTOMER", "words": "Hi"}, {"speaker": "AGENT", "words": "Hello"}]
+ASKED, LIKED, DISLIKED = (
+    {"speaker": "CUSTOMER", "words": "Hi"},
+    {"speaker": "AGENT", "words": "Hello"},
+    {"speaker": "AGENT", "words": "No"},
+)
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 FILES = {
     "pairs.jsonl": PAIR,
     "held_out.jsonl": PAIR,
-    "dialogues.jsonl": {"dialogue": SAID, "liked": True},
+    "dialogues.jsonl": {"dialogue": [ASKED], "better": LIKED, "worse": DISLIKED},
     "more/pairs.jsonl": PAIR,
     "mine.jsonl": {"ask": "1 + 1?", "better": "2", "worse": "3"},
     "thumbs.jsonl": {"prompt": "1 + 1 =", "completion": " 2", "label": True},
@@ -72,15 +77,17 @@ def test_its_code_runs(number: int, tiny_llama: Callable[..., Path], folder: Pat
         assert data.summary() == {"texts": 16}
 
 
-@pytest.mark.parametrize(("number", "rows"), [(0, {"ours": 40, "ultra.parquet": 5, "my_pairs": 20}), (1, {})])
+MIXED = {"ours": 40, "ultra.parquet": 5, "dialogues.jsonl": 20, "more": 20, "my_pairs": 20}
+
+
+@pytest.mark.parametrize(("number", "rows"), [(0, MIXED), (1, {"thumbs.jsonl": 20})])
 def test_its_settings_are_read(number: int, rows: dict[str, int], folder: Path):
     settings = yaml.safe_load((ROOT / "configs/dpo.yaml").read_text()) | yaml.safe_load(blocks("yaml")[number])
     Path("run.yaml").write_text(yaml.safe_dump(settings))
     data = read_data(["--config", "run.yaml"])
     assert isinstance(data, PreferenceDataModule)
     seen = [source for batch in data.train_dataloader() for part in batch.micro_batches for source in part.sources]
-    assert {name: seen.count(name) for name in rows} == rows
-    assert seen
+    assert Counter(seen) == rows
 
 
 def test_every_key_and_type_is_named():
