@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -63,17 +64,10 @@ def main(words: Sequence[str]) -> None:
     if arguments.row:
         _show_row(console, data, find_row(arguments.row, data.sources(arguments.split)))
         return
-    reports: list[SourceReport] = []
-    for report in inspect(data, arguments.split, arguments.rows, arguments.show):
-        console.print(source_panel(report, data))
-        if report.shown and not reports:
-            console.print(f"what is trained on stands in {OPEN} {CLOSE}\n", style="dim")
-        for outcome in report.shown:
-            console.print(example(outcome, data))
-        reports.append(report)
-    if not any(report.sample.rows for report in reports):
-        raise ValueError(f"no rows in {', '.join(report.source.name for report in reports)}")
-    console.print(epoch_table(reports, data, arguments.split))
+    with warnings.catch_warnings(record=True) as caught:
+        _show_sources(console, data, arguments)
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        console.print(Text(printable(f"warning: {message}"), "yellow"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -183,8 +177,23 @@ def _check_tokenizer(data: StreamedDataModule, name: str | None) -> None:
     try:
         assert data.tokenizer is not None
     except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].rstrip(" :")
         raise ValueError(f"tokenizer {name!r} cannot be loaded: {reason}" if name else reason) from None
+
+
+def _show_sources(console: Console, data: StreamedDataModule, arguments: argparse.Namespace) -> None:
+    """Print what is seen of each source as soon as it is known."""
+    reports: list[SourceReport] = []
+    for report in inspect(data, arguments.split, arguments.rows, arguments.show):
+        console.print(source_panel(report, data))
+        if report.shown and not reports:
+            console.print(f"what is trained on stands in {OPEN} {CLOSE}\n", style="dim")
+        for outcome in report.shown:
+            console.print(example(outcome, data))
+        reports.append(report)
+    if not any(report.sample.rows for report in reports):
+        raise ValueError(f"no rows in {', '.join(report.source.name for report in reports)}")
+    console.print(epoch_table(reports, data, arguments.split))
 
 
 def _show_row(console: Console, data: StreamedDataModule, row: Row) -> None:

@@ -190,7 +190,8 @@ def _step(report: SourceReport, data: StreamedDataModule) -> str:
         return ""
     tokens, micro_batches = (sum(column) / len(report.steps) for column in zip(*report.steps, strict=True))
     budget = vars(data)["token_budget"]
-    said = f"{_counted(data.batch_size, 'row')}, {_counted(round(tokens), 'token')}"
+    num_rows = min(data.batch_size, len(report.sample.rows))
+    said = f"{_counted(num_rows, 'row')}, {_counted(round(tokens), 'token')}"
     if micro_batches == 1:
         return f"{said}: one micro-batch, as token_budget {budget:,} allows"
     fill = tokens / micro_batches / budget
