@@ -164,6 +164,7 @@ class TextTokenizer:
                 self.show(piece),
                 add_special_tokens=False,
                 split_special_tokens=is_mark,
+                verbose=False,
                 return_offsets_mapping=self.tokenizer.is_fast,
             )
             whole = [(at, at + len(piece))] * len(encoded["input_ids"])
