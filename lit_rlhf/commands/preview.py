@@ -59,13 +59,13 @@ def main(words: Sequence[str]) -> None:
     if isinstance(sys.stdout, TextIOWrapper):  # what the terminal cannot write is shown by its escape
         sys.stdout.reconfigure(errors="backslashreplace")
     console = Console(highlight=False)
-    data = _from_config(arguments, rest) if arguments.config else _from_files(arguments, rest, console)
-    _check_tokenizer(data, arguments.tokenizer)
-    if arguments.row:
-        _show_row(console, data, find_row(arguments.row, data.sources(arguments.split)))
-        return
     with warnings.catch_warnings(record=True) as caught:
-        _show_sources(console, data, arguments)
+        data = _from_config(arguments, rest) if arguments.config else _from_files(arguments, rest, console)
+        _check_tokenizer(data, arguments.tokenizer)
+        if arguments.row:
+            _show_row(console, data, find_row(arguments.row, data.sources(arguments.split)))
+        else:
+            _show_sources(console, data, arguments)
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         console.print(Text(printable(f"warning: {message}"), "yellow"))
 

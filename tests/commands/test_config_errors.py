@@ -76,3 +76,9 @@ def test_a_key_that_resembles_nothing_gets_no_advice():
 
 def test_any_other_message_becomes_one_line():
     assert explain("something\n  else", [], []) == "something else"
+
+
+def test_a_part_that_is_missing_is_named():
+    assert explain("the following arguments are required: fit.data", [], ["fit", "--config", "x.yaml"]) == (
+        "the configuration has no `data`"
+    )

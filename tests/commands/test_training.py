@@ -259,3 +259,14 @@ def test_print_config_is_a_configuration(config_file, capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(config_file), "--print_config"])
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"] == "lit_rlhf.DPOModule"
+
+
+def test_data_are_read_as_fit_reads_them_and_nothing_else_is_built(config_file, pairs_file, tiny_llama, monkeypatch):
+    monkeypatch.setattr(DPOModule, "__init__", lambda *_, **__: pytest.fail("the model was built"))
+    monkeypatch.setattr(training, "Trainer", lambda *_, **__: pytest.fail("the trainer was built"))
+    words = ["--config", str(config_file), "--data.init_args.test", "embedded:dpo_test.jsonl"]
+    data = training.read_data([*words, "--data.init_args.max_length", "77"])
+    assert (data.batch_size, data.max_length, data.splits["train"]) == (4, 77, str(pairs_file))
+    assert data.tokenizer.name_or_path == str(tiny_llama())  # linked from the model
+    assert data.splits["test"].endswith("dpo_test.jsonl")
+    assert os.path.isfile(data.splits["test"])
