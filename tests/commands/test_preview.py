@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from transformers import PreTrainedModel
 
 from lit_rlhf.cli import main
+from lit_rlhf.commands import preview as command
+from lit_rlhf.commands.preview_screen import _FACTS
 
+PAGE = (Path(__file__).parents[2] / "docs/preview.md").read_text(encoding="utf-8")
 GOOD = {"prompt": "Question", "chosen": " yes", "rejected": " no"}
 THUMB = {"prompt": "Question", "completion": " yes", "label": True}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
@@ -291,3 +295,22 @@ def test_every_file_of_the_real_data_is_read(preview, shared_data):
         assert " of 20 examples" in out or "all read" in out, file
         assert "an epoch: " in out, file
         assert "unknown_form" not in out, file
+
+
+def test_the_page_shows_what_is_printed(capsys, write, monkeypatch):
+    answers = {"chosen": "Of course! It lives in a sty.", "rejected": "It lives in a stable, go away."}
+    rows = [{"question": f"Where does animal {number} live?", **answers} for number in range(40)]
+    rows[6]["chosen"] = ""
+    for number in (10, 11, 12):
+        rows[number]["question"] = "Tell me about it, please. " * 60
+    write("pairs.jsonl", *rows[:20], rows[19], *rows[21:])
+    monkeypatch.setenv("COLUMNS", "100")
+    main(["preview", "pairs.jsonl", "--show", "1", "--max_length", "512"])
+    shown = PAGE.partition("--max_length 512\ntokens are")[2].partition("\n```")[0]
+    assert capsys.readouterr().out.rstrip() == f"tokens are{shown}"
+
+
+def test_the_page_explains_every_line_and_option():
+    assert [label for label, *_ in _FACTS if f"| `{label}` |" not in PAGE] == []
+    options = [action.option_strings[-1] for action in command._parser()._actions if action.dest != "help"]
+    assert [option for option in options if f"| `{option} " not in PAGE] == []

@@ -69,7 +69,7 @@ def test_forms_are_counted_where_rows_mix(preferences):
 
 def test_pairs_and_the_longer_of_them(preferences):
     ranked = {"prompt": "Q", "responses": [" a b c", " a b", " a"], "scores": [1.0, 2.0, 3.0]}
-    report = report_on(preferences([pair(1, " a b c", " a"), pair(2, " a", " b"), ranked]))
+    report = report_on(preferences([pair(1, " a b c", " a"), pair(2, " 8", " 9"), ranked]))
     assert (report.num_used, report.num_counted, report.num_pairs) == (3, 5, 5)
     assert report.num_chosen_longer == 1  # the ranking prefers the shorter one three times; one pair is even
     assert report_on(preferences([ranked], pairing="best_worst")).num_pairs == 1
@@ -95,6 +95,15 @@ def test_a_template_without_a_stop_token_is_found_out(tiny_tokenizer):
         tokenizer = deepcopy(tiny_tokenizer)
         data = SFTDataModule(train=rows, tokenizer=tokenizer, chat_template=template)
         assert report_on(data).num_endless == number, template
+
+
+def test_white_space_behind_a_stop_token_is_no_matter(tiny_tokenizer):
+    row = {"chosen": chat("Hi", "Hello")["messages"], "rejected": chat("Hi", "Go")["messages"]}
+    for ending, number in (("{{ eos_token }}\n", 0), ("\n", 1)):
+        template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}" + ending + "{% endfor %}"
+        data = PreferenceDataModule(train=[row], tokenizer=deepcopy(tiny_tokenizer), chat_template=template)
+        assert [piece.trained[-1] for piece in outcome_of(data)[1:]] == [True, True]
+        assert report_on(data).num_endless == number
 
 
 def test_an_answer_that_is_cut_is_not_called_endless(preferences):

@@ -88,11 +88,18 @@ def test_of_several_compressed_files_each_gives_rows(tmp_path):
 
 
 def test_a_limit_bounds_the_sample_and_the_estimate(tmp_path):
-    write(tmp_path / "a.jsonl.gz", 5000)
-    limited = OpenSource(Source(str(tmp_path / "a.jsonl.gz"), limit=150))
+    write(tmp_path / "a.jsonl.gz", 20 * BLOCK_BYTES // ROW_BYTES)
+    limited = OpenSource(Source(str(tmp_path / "a.jsonl.gz"), limit=3000))
     sample = take_sample(limited, 100)
-    assert (len(sample.rows), sample.num_rows) == (100, 150)
-    assert take_sample(limited, 200).is_whole
+    assert (len(sample.rows), sample.num_rows, sample.is_exact) == (100, 3000, False)
+    assert numbers(take_sample(limited, 4000)) == list(range(3000))
+
+
+def test_a_limit_may_end_in_the_middle_of_a_later_file(tmp_path):
+    for part in range(2):
+        write(tmp_path / f"part{part}.jsonl.gz", 3000, first=3000 * part)
+    limited = OpenSource(Source(str(tmp_path), limit=4500))
+    assert numbers(take_sample(limited, 9000)) == list(range(4500))
 
 
 def test_a_weight_does_not_change_what_is_looked_at(tmp_path):
