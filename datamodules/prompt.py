@@ -85,5 +85,7 @@ class PromptTask(PromptEncoder):
 def _prompt(example: Outcome) -> Prompt:
     row, record, tokens = example.row, example.record, example.tokens
     assert record is not None
-    messages = tuple(part for part in record.prompt if isinstance(part, dict)) if isinstance(record.prompt, list) else ()
+    messages = (
+        tuple(part for part in record.prompt if isinstance(part, dict)) if isinstance(record.prompt, list) else ()
+    )
     return Prompt(tuple(tokens.tokens), tokens.text, messages, dict(record.columns), row.address, row.source)
