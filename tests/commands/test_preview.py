@@ -232,7 +232,7 @@ def test_sources_have_shares_of_an_epoch(preview, config, write):
         ((), "nothing to look at; give --config configs/dpo.yaml, or files"),
         (("a.jsonll",), "data.train: no file 'a.jsonll'; did you mean 'a.jsonl'?"),
         (("run.yaml",), "run.yaml is a configuration; give it as --config run.yaml"),
-        (("a.jsonl", "--shoe", "3"), "unknown option --shoe; keys of a configuration need --config"),
+        (("a.jsonl", "--sho", "3"), "unknown option --sho; keys of a configuration need --config"),
         (("a.jsonl", "--rows", "0"), "--rows: '0' is not a number of at least 1"),
         (("a.jsonl", "--show", "-1"), "--show: '-1' is not a number of at least 0"),
         (("a.jsonl", "--kind", "dpo"), "--kind: invalid choice: 'dpo'"),
@@ -281,10 +281,13 @@ def test_bytes_that_are_no_text_are_lost_rows(preview, tmp_path):
 
 
 def test_names_and_rows_are_no_markup(preview, write):
-    out = preview(write("[b]x.jsonl", {**GOOD, "chosen": " [/red]"}, {"[/oops]": 1}))
+    rows = {**GOOD, "chosen": " [/red]", "rejected": " \x1b[31m"}, {"[/oops]\x07": 1}
+    out = preview(write("[b]x.jsonl", *rows))
     assert "[b]x.jsonl:1" in out
     assert "〚 [/red]</s>〛" in out
-    assert "'[/oops]'" in out
+    assert "〚 \\x1b[31m</s>〛" in out
+    assert "'[/oops]" in out
+    assert set(out) & {"\x1b", "\x07"} == set()
 
 
 def test_every_file_of_the_real_data_is_read(preview, shared_data):
