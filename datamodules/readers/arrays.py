@@ -21,6 +21,7 @@ _CLOSED = re.compile(r"[ \t\r\n]*(,[ \t\r\n]*\"|})")  # what follows an array in
 _COLON = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
 _AFTER = re.compile(r"[ \t\r\n]*([],{]?)")  # what may follow a row
 _BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)  # a string's brackets are none
+_BEHIND_STRING = re.compile(r"[ \t\r\n]*(?:[]:,}]|\Z)")
 _CLOSING = {"[": "]", "{": "}"}
 _MAX_BROKEN = 1 << 26  # characters in which the end of a broken row is looked for
 _NOT_UTF8 = Broken("bad_encoding", "the row is not UTF-8; save the file as UTF-8")
@@ -121,6 +122,8 @@ def _closed(text: str, at: int, is_end: bool) -> int:
             closing.append(_CLOSING[mark])
         elif not closing and mark in ",]":
             return found.start()
+        elif mark[0] == '"' and not _BEHIND_STRING.match(text, found.end()):
+            return -1  # a quote too many or too few: inside and outside are no longer known
         elif mark in "]}":
             if not closing or mark != closing.pop():
                 return -1

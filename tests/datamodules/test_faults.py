@@ -110,7 +110,7 @@ def broken_rows(draw):
         elif how == "repeat" and isinstance(value, list):
             parent[key] = value * 2
         else:
-            wraps = {"wrap": [value], "deepen": nested(value, 25)}
+            wraps = {"wrap": [value], "deepen": nested(value, 12)}
             parent[key] = wraps[how] if how in wraps else draw(VALUES)
     return row
 
@@ -119,7 +119,7 @@ def broken_rows(draw):
 def broken_lines(draw):
     """A row as a line of JSON, which may be damaged."""
     line = json.dumps(draw(broken_rows()), ensure_ascii=draw(st.booleans())).encode(errors="surrogatepass")
-    at = draw(st.integers(1, len(line)))
+    at = draw(st.integers(1, len(line) - 1))
     damages = [
         *(
             line[:at],
@@ -194,6 +194,13 @@ def told(read):
         return None, str(error)
 
 
+def is_json(line):
+    try:
+        return json.loads(line) is not None
+    except (ValueError, RecursionError):
+        return False
+
+
 def check(train, name, num_rows, tokenizer, task, buffer=0):
     """Read rows with both settings of ``on_bad_row``; gives what was used and dropped."""
     limit = "max_prompt_length" if task == "prompts" else "max_length"
@@ -258,7 +265,7 @@ def test_broken_arrays(tmp_path, tiny_tokenizer, name, lines, task):
     _, error = told(lambda: check(name, name, len(lines), tiny_tokenizer, task))
     if error:  # nobody can tell where the next row begins
         assert re.match(rf"{re.escape(name)}:[1-4]: the JSON array breaks off", error)
-        assert any(told(lambda line=line: json.loads(line))[1] for line in lines)
+        assert not all(map(is_json, lines))
 
 
 GOOD = {"prompt": "p", "chosen": " a", "rejected": " b"}

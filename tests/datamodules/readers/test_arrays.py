@@ -54,7 +54,15 @@ def test_values_across_chunks(tmp_path, monkeypatch, chunk):
 
 @pytest.mark.parametrize(
     "content",
-    ['[{"a": 1}, {"a": ', '[{"a": 1}, {"a": ]]', '[{"a": 1}', '[{"a": 1}, "b', '[{"a": 1}, {"a": "1" 2"}, {"a": 3}]'],
+    [
+        '[{"a": 1}, {"a": ',
+        '[{"a": 1}, {"a": ]]',
+        '[{"a": 1}',
+        '[{"a": 1}, "b',
+        '[{"a": 1}, {"a": "1" 2"}, {"a": 3}]',
+        '[{"a": 1}, {"a": "1"2}]',
+        '[{"a": 1}, {"a\n, {"a": "{\\"b\\": 2}"}]',  # quotes that are off by one must not swallow the next row
+    ],
 )
 @pytest.mark.parametrize("chunk", [1, 1000])
 def test_a_broken_array_is_refused(tmp_path, monkeypatch, content, chunk):
@@ -111,7 +119,7 @@ def test_what_python_cannot_hold_is_refused_by_number(tmp_path):
     "bad",
     [
         '{"a": }',
-        '{"a": "1"2}',
+        '{"a": 1 2}',
         '{"a": "\t]"}',
         '{"a": "\\"}\\q"}',
         "nonsense",
