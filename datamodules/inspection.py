@@ -16,7 +16,15 @@ from datamodules.making import BatchMaker, Outcome
 from datamodules.sampling import Sample, take_sample
 from datamodules.sources import OpenSource
 from datamodules.streamed import StreamedDataModule
-from lit_rlhf.types import Cursor, Forest, Instructions, PreferencePairs, PromptBatch, UnpairedResponses
+from lit_rlhf.types import (
+    Cursor,
+    Forest,
+    Instructions,
+    PreferenceBatch,
+    PreferencePairs,
+    PromptBatch,
+    UnpairedResponses,
+)
 
 
 class Loss(NamedTuple):
@@ -52,7 +60,7 @@ class SourceReport:
         num_images: pictures that rows refer to.
         num_endless: used examples of which a whole response ends without a special token.
         num_pairs: pairs of a better and a worse response.
-        num_chosen_longer: pairs of which the better response has more tokens.
+        num_chosen_longer: pairs of which the better response has more tokens, before anything is cut.
         lengths: tokens of each part of every example, before anything is cut, by name: ``prompt``, ``whole`` ...
         num_tokens: tokens of all used examples, cut to length, shared ones counted once.
         steps: tokens and micro-batches of a few optimizer steps.
@@ -238,8 +246,9 @@ def _add_steps(report: SourceReport, outcomes: Sequence[Outcome], data: Streamed
             continue
         if len(mixed) < size or start + size <= len(mixed):
             report.steps.append((batch.notes["tokens"], len(batch.micro_batches)))
-        for part in batch.micro_batches:
-            if isinstance(part, PreferencePairs):
+        if isinstance(batch, PreferenceBatch):
+            uncut = [outcome._replace(tokens=outcome.whole) for outcome in mixed[start : start + size]]
+            for part in task.pack(uncut, {}, Cursor()).micro_batches:
                 _compare(report, part)
 
 

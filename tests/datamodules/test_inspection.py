@@ -75,6 +75,9 @@ def test_pairs_and_the_longer_of_them(preferences):
     assert (report.num_used, report.num_counted, report.num_pairs) == (3, 5, 5)
     assert report.num_chosen_longer == 1  # the ranking prefers the shorter one three times; one pair is even
     assert report_on(preferences([ranked], pairing="best_worst")).num_pairs == 1
+    long = pair(1, " 7" * 60, " 8" * 50)  # cut to the same length, and the first is the longer one all the same
+    cut = report_on(preferences([long], max_length=24, truncation="response_right"))
+    assert (cut.num_chosen_longer, cut.num_pairs) == (1, 1)
 
 
 def test_what_says_the_same_is_a_repetition_unless_its_pictures_differ(preferences):
