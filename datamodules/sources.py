@@ -248,7 +248,7 @@ def open_sources(like: Any, split: str) -> list[OpenSource]:
         split: ``train``, ``validation``, ``test`` or ``predict``: default split on the hub and name of rows in memory.
 
     Raises:
-        ValueError: if it names nothing, a missing file, or a file of an unknown type.
+        ValueError: if it names nothing, a missing file, or one that cannot be read or is of an unknown type.
     """
     if isinstance(like, Mapping):
         if split not in like:
@@ -263,7 +263,7 @@ def open_sources(like: Any, split: str) -> list[OpenSource]:
     names = [split if len(in_memory) == 1 else f"{split}[{number}]" for number in range(len(several))]
     try:
         return [opened for name, one in zip(names, several, strict=True) for opened in _open(one, split, name)]
-    except ValueError as error:
+    except (OSError, ValueError) as error:  # such as a file that may not be read, or a text taken for a path
         raise ValueError(f"data.{split}: {error}") from None
 
 

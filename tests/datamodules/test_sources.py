@@ -213,3 +213,8 @@ def test_entries_of_a_list_of_data_sets(tmp_path, monkeypatch):
 def test_a_row_is_what_it_says():
     assert Row("a:1", "a", {"x": 1}) == ("a:1", "a", {"x": 1}, Layout())
     assert Row("a:1", "a", b'{"x": 1}').decode() == {"x": 1}
+
+
+def test_a_text_is_no_path():
+    with pytest.raises(ValueError, match=r"^data\.train: .*File name too long"):
+        open_sources(["Once upon a time " * 1000], "train")
