@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +46,8 @@ class Means(Metric):
     resumed run reports what an unbroken one does.
 
     A quantity may be kept apart by the source of its rows as well: ``accuracy/hh`` is the part of ``accuracy`` that
-    came from ``hh``. Sources need not be announced, and are reported as soon as there are two of them.
+    came from ``hh``. Sources need not be announced, and are reported as soon as there are two of them. A share by
+    reason, ``dropped/too_long``, is over all that ``dropped`` counts.
 
     Args:
         names: of the quantities, fixed for life.
@@ -67,13 +69,14 @@ class Means(Metric):
         zeros = torch.zeros(len(self.names))
         self.add_state("sums", zeros.clone(), dist_reduce_fx="sum", persistent=True)
         self.add_state("counts", zeros.clone(), dist_reduce_fx="sum", persistent=True)
-        self._by_source: dict[str, Tensor] = {}  # (sum, count) of each part
+        self._parts: dict[str, Tensor] = {}  # (sum, count) of each; the count of a share is not a number
 
-    def update(self, values: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> None:
+    def update(self, values: Mapping[str, tuple[Tensor | float, Tensor | float | None]]) -> None:
         """Add to the sums and counts.
 
         Args:
-            values: for each name, or name/source, a scalar sum and the count it is over.
+            values: for each name, or name/source, a scalar sum and the count it is over; for name/reason None, as its
+                count is that of the name.
 
         Raises:
             ValueError: for a name that was not announced.
@@ -82,11 +85,11 @@ class Means(Metric):
             if name in self.names:
                 index = self.names.index(name)
                 self.sums[index] += total.detach() if isinstance(total, Tensor) else total
-                self.counts[index] += count
+                self.counts[index] += 0 if count is None else count
             elif any(name.startswith(f"{known}/") for known in self.names):
-                part = self._by_source.setdefault(name, torch.zeros(2, device=self.sums.device))
+                part = self._parts.setdefault(name, torch.zeros(2, device=self.sums.device))
                 part[0] += total.detach() if isinstance(total, Tensor) else total
-                part[1] += count
+                part[1] += math.nan if count is None else count
             else:
                 raise ValueError(f"no metric '{name}'; there are: {', '.join(self.names)}")
 
@@ -96,13 +99,13 @@ class Means(Metric):
         for name in ("sums", "counts"):
             setattr(self, name, getattr(self, name).float())
             self._defaults[name] = torch.zeros_like(self.sums)
-        self._by_source = {name: part.to(self.sums.device) for name, part in self._by_source.items()}
+        self._parts = {name: part.to(self.sums.device) for name, part in self._parts.items()}
         return self
 
     def reset(self) -> None:
         """Begin anew."""
         super().reset()
-        self._by_source = {}
+        self._parts = {}
 
     def compute(self) -> dict[str, Tensor]:
         """The means, float32 scalars; names that counted nothing are left out."""
@@ -111,33 +114,38 @@ class Means(Metric):
             for index, name in enumerate(self.names)
             if float(self.counts[index]) != 0
         }
-        return {**whole, **self._means_by_source()}
+        return {**whole, **self._means_of_parts()}
 
-    def _means_by_source(self) -> dict[str, Tensor]:
-        """Means of name/source over all ranks, which may have met different sources; none where there is only one."""
-        mine = json.dumps(sorted(self._by_source))
+    def _means_of_parts(self) -> dict[str, Tensor]:
+        """Means by source, where there are several, and shares by reason; ranks may have met different ones."""
+        mine = json.dumps(sorted(self._parts))
         names = sorted({name for text in gather_texts(mine, self.sums.device) for name in json.loads(text)})
         if not names:
             return {}
         nothing = torch.zeros(2, device=self.sums.device)
-        parts = sum_over_ranks(torch.stack([self._by_source.get(name, nothing) for name in names]))
-        counted = {name: part[0] / part[1] for name, part in zip(names, parts, strict=True) if float(part[1]) != 0}
-        quantities = Counter(self._quantity(name) for name in counted)
-        return {name: mean for name, mean in counted.items() if quantities[self._quantity(name)] > 1}
+        parts = sum_over_ranks(torch.stack([self._parts.get(name, nothing) for name in names]))
+        means, shares = {}, {}
+        for name, (total, count) in zip(names, parts, strict=True):
+            if torch.isnan(count):
+                shares[name] = total / self.counts[self.names.index(self._quantity(name))]
+            elif count != 0:
+                means[name] = total / count
+        quantities = Counter(map(self._quantity, means))
+        return {**{name: mean for name, mean in means.items() if quantities[self._quantity(name)] > 1}, **shares}
 
     def _quantity(self, name: str) -> str:
-        """The announced name that a name/source is a part of."""
+        """The announced name that a name/source or name/reason is a part of."""
         return max((known for known in self.names if name.startswith(f"{known}/")), key=len)
 
     def get_extra_state(self) -> Tensor:
-        """Sums and counts by source as JSON in bytes (uint8): a checkpoint is a table of tensors."""
-        parts = {name: part.tolist() for name, part in self._by_source.items()}
+        """Sums and counts of parts as JSON in bytes (uint8): a checkpoint is a table of tensors."""
+        parts = {name: part.tolist() for name, part in self._parts.items()}
         return torch.tensor(list(json.dumps(parts).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on from saved sums and counts by source."""
+        """Go on from saved sums and counts of parts."""
         parts = json.loads(bytes(state.tolist()))
-        self._by_source = {name: torch.tensor(part, device=self.sums.device) for name, part in parts.items()}
+        self._parts = {name: torch.tensor(part, device=self.sums.device) for name, part in parts.items()}
 
 
 class Throughput:
@@ -238,14 +246,18 @@ def pair_rows(batch: PreferencePairs, pairs: PairLogprobs, *, beta: float) -> li
     ]
 
 
-def row_sums(batch: PreferenceBatch) -> dict[str, tuple[float, float]]:
-    """Share of the rows that were dropped or cut on the way, and of the micro-batches' room that tokens fill."""
-    dropped, truncated = (
-        float(sum(count for reason, count in batch.notes.items() if reason.startswith(kind)))
-        for kind in ("dropped", "truncated")
-    )
-    rows = batch.num_pairs + dropped
-    notes = {"data/dropped": (dropped, rows), "data/truncated": (truncated, rows)}
+def row_sums(batch: PreferenceBatch) -> dict[str, tuple[float, float | None]]:
+    """Shares of rows dropped or cut on the way, in all and by reason, and of the room that tokens fill."""
+    sums: dict[str, tuple[float, float | None]] = {}
+    counts = {kind: Counter[str]() for kind in ("dropped", "truncated")}
+    for note, count in batch.notes.items():
+        kind, _, reason = note.partition("/")
+        if kind in counts:
+            counts[kind][reason] += count
+    rows = batch.num_pairs + counts["dropped"].total()
+    for kind, reasons in counts.items():
+        sums[f"data/{kind}"] = (float(reasons.total()), float(rows))
+        sums.update({f"data/{kind}/{reason}": (float(count), None) for reason, count in reasons.items()})
     if room := batch.notes.get("room"):
-        notes["data/fill"] = (float(batch.notes["tokens"]), float(room))
-    return notes
+        sums["data/fill"] = (float(batch.notes["tokens"]), float(room))
+    return sums

@@ -102,12 +102,12 @@ def test_sources_are_kept_apart_once_there_are_two():
 
 def test_sources_survive_a_restart():
     means = Means(["a"])
-    means.update({"a/x": (3.0, 4), "a/y": (1.0, 1), "a": (4.0, 5)})
+    means.update({"a/x": (3.0, 4), "a/y": (1.0, 1), "a": (4.0, 5), "a/why": (1.0, None)})
     again = Means(["a"])
     again.load_state_dict(means.state_dict())
     again.update({"a/x": (torch.tensor(1.0), 0)})
     assert {name: float(value) for name, value in again.compute().items()} == pytest.approx(
-        {"a": 0.8, "a/x": 1.0, "a/y": 1.0}
+        {"a": 0.8, "a/x": 1.0, "a/y": 1.0, "a/why": 0.2}
     )
     again.reset()
     assert again.compute() == {}
@@ -126,11 +126,22 @@ def pairs_of(rows):
 
 
 def test_dropped_rows_count_among_all_rows():
-    notes = {"dropped/empty_response": 1, "dropped/too_long/b": 1, "truncated/prompt": 3}
+    notes = {"dropped/empty_response": 1, "dropped/too_long/b": 1, "truncated/prompt": 3, "ignored/images": 2}
     batch = PreferenceBatch((pairs_of(["a:1", "a:2"]), pairs_of(["a:3"])), notes)
-    assert row_sums(batch) == {"data/dropped": (2.0, 5.0), "data/truncated": (3.0, 5.0)}
-    filled = row_sums(batch._replace(notes={"tokens": 9, "room": 20}))
-    assert filled["data/fill"] == (9.0, 20.0)
+    found = row_sums(batch)
+    assert (found["data/dropped"], found["data/truncated"]) == ((2.0, 5.0), (3.0, 5.0))
+    clean = row_sums(PreferenceBatch((pairs_of(["a:1", "a:2", "a:3", "a:4", "a:5"]),), {"tokens": 9, "room": 20}))
+    assert clean == {"data/dropped": (0.0, 5.0), "data/truncated": (0.0, 5.0), "data/fill": (9.0, 20.0)}
+    assert means_of(found, clean) == pytest.approx(
+        {
+            "data/dropped": 0.2,
+            "data/dropped/empty_response": 0.1,
+            "data/dropped/too_long/b": 0.1,
+            "data/truncated": 0.3,
+            "data/truncated/prompt": 0.3,
+            "data/fill": 9 / 20,
+        }
+    )
 
 
 def test_rows_for_a_file():
