@@ -221,7 +221,7 @@ def check(train, name, num_rows, tokenizer, task, buffer=0):
 
 
 MANY = settings(
-    max_examples=int(os.environ.get("EXAMPLES", "30")),
+    max_examples=int(os.environ.get("EXAMPLES", "50")),
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -368,3 +368,23 @@ def test_what_a_row_points_to_is_not_opened(tmp_path, tiny_tokenizer, task, form
         used, _ = check([row], "train", 1, tiny_tokenizer, task)
         assert used == {"train:1"}
         assert not [opened for opened in OPENED if "secret" in opened or "connect" in opened]
+
+
+@pytest.mark.parametrize("same", [("pad_token", "eos_token"), ("bos_token", "eos_token"), ("pad_token", None)])
+@pytest.mark.parametrize("task", TASKS)
+def test_special_tokens_that_are_one_are_told_apart_by_place(tiny_tokenizer, task, same):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    name, other = same
+    setattr(tokenizer, name, other and str(tokenizer.eos_token))
+    rows = [{**GOOD, "label": True}, {"prompt": TALK[:1], "completion": TALK[1:], "label": True}]
+    kind = {"kind": task} if TASKS[task] is PreferenceDataModule else {}
+    data = TASKS[task](train=rows[:1] if task == "pairs" else rows, tokenizer=tokenizer, shuffle_buffer=0, **kind)
+    (batch,) = data.train_dataloader()
+    if task == "prompts":
+        assert all(len(prompt.tokens) > 1 for prompt in batch.prompts)
+        return
+    (part,) = batch.micro_batches
+    ends = [start + length - 1 for start, length in zip(part.forest.starts, part.forest.lengths, strict=True)]
+    last = [ends[leaf] for leaf in part.forest.leaves]
+    assert part.forest.tokens[last].tolist() == [tokenizer.eos_token_id] * len(last)
+    assert set(last) <= set(part.forest.targets.tolist())  # the end of every response is learnt
