@@ -14,6 +14,19 @@ from datamodules.readers.opening import SUFFIXES
 # Files that describe data, beside the data.
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
 
+# Names by which `datasets` knows loaders of its own, which would read the working folder.
+_LOADERS = (
+    "arrow",
+    "audiofolder",
+    "csv",
+    "imagefolder",
+    "json",
+    "pandas",
+    "parquet",
+    "text",
+    "videofolder",
+    "webdataset",
+)
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
@@ -111,7 +124,7 @@ def _is_hub_name(place: Path, path: str) -> bool:
         return False
     if path.count("/") == 1:
         return not place.parent.is_dir()
-    return "/" not in path and not place.suffix and not _near(place)
+    return "/" not in path and not place.suffix and path not in _LOADERS and not _near(place)
 
 
 def _near(place: Path) -> list[str]:

@@ -102,3 +102,9 @@ def test_a_folder_whose_files_are_of_several_splits(tmp_path):
         find_files(str(tmp_path), "validation")
     (tmp_path / "test.jsonl").unlink()
     assert len(find_files(str(tmp_path), "validation")) == 2  # one split: the user says what it is for
+
+
+@pytest.mark.parametrize("name", ["json", "csv", "text", "parquet"])
+def test_the_name_of_a_loader_is_no_data_set(name):
+    with pytest.raises(ValueError, match=f"no file '{name}'"):
+        find_files(name)
