@@ -217,7 +217,7 @@ class DataCLI(TrainingCLI):
     def instantiate_classes(self) -> None:
         """Make the data module; no model, no trainer."""
         data = Namespace(data=self.config[self.subcommand].data)
-        self.datamodule = self._parser(self.subcommand).instantiate_classes(data).data
+        self.datamodule = self._parser(self.subcommand).instantiate(data).data
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""
