@@ -155,8 +155,11 @@ class PairTask(ResponseTask):
         if record.responses and record.responses[0].label is not None:
             message = "one response with a thumb is no pair; set data.kind=unpaired, or give 'chosen' and 'rejected'"
             raise BadRowError("no_pair", message)
-        number = "one response, and nothing to compare it with" if record.responses else "a prompt without responses"
-        raise BadRowError("no_pair", f"read as {record.form}: {number}; a preference has 'chosen' and 'rejected'")
+        found, reader = "a prompt without responses", "PromptDataModule"
+        if record.responses:
+            found, reader = "one response, and nothing to compare it with", "SFTDataModule"
+        message = f"read as {record.form}: {found}; a preference has 'chosen' and 'rejected' ({reader} takes such rows)"
+        raise BadRowError("no_pair", message)
 
     def pack(self, examples: Sequence[Outcome], notes: Mapping[str, int], cursor: Cursor) -> PreferenceBatch:
         """Make the batch of a step."""
