@@ -4,17 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from datamodules.options import Source
     from datamodules.packing import TokenPair, pack_pairs
     from datamodules.preference import PreferenceDataModule
     from datamodules.prompt import PromptDataModule
     from datamodules.sft import SFTDataModule
-    from datamodules.sources import Source
 
 _HOMES = {
     "PreferenceDataModule": "datamodules.preference",
     "PromptDataModule": "datamodules.prompt",
     "SFTDataModule": "datamodules.sft",
-    "Source": "datamodules.sources",
+    "Source": "datamodules.options",
     "TokenPair": "datamodules.packing",
     "pack_pairs": "datamodules.packing",
 }

@@ -17,7 +17,7 @@ from typing import Any
 
 from datamodules.forms.messages import TAGS
 from datamodules.forms.prompts import CONVERSATIONS
-from datamodules.sources import Source
+from datamodules.options import Source
 
 # What LLaMA-Factory calls columns -> what the forms call them.
 _SAME = ("history", "system", "tools", "images", "videos", "audios", "chosen", "rejected", "kto_tag")

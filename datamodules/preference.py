@@ -12,9 +12,9 @@ from datamodules.encoding.preferences import Pairing, preferences_of
 from datamodules.encoding.responses import ResponseEncoder, ResponseTexts, ResponseTokens
 from datamodules.encoding.truncation import Truncation
 from datamodules.making import OnBadRow, Outcome
+from datamodules.options import SourceLike
 from datamodules.packing import TokenTree, pack_trees, pack_unpaired
 from datamodules.records import BadRowError, Record, Response
-from datamodules.sources import SourceLike
 from datamodules.streamed import StreamedDataModule, at_least
 from lit_rlhf.types import Cursor, PreferenceBatch, UnpairedBatch
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.encoding.prompts import PromptEncoder, PromptTokens
 from datamodules.making import OnBadRow, Outcome
-from datamodules.sources import SourceLike
+from datamodules.options import SourceLike
 from datamodules.streamed import StreamedDataModule
 from lit_rlhf.types import Cursor, Prompt, PromptBatch
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.encoding.truncation import Truncation
 from datamodules.encoding.turns import TurnEncoder, TurnTokens
 from datamodules.making import OnBadRow, Outcome
+from datamodules.options import SourceLike
 from datamodules.packing import TokenSequence, pack_sequences
-from datamodules.sources import SourceLike
 from datamodules.streamed import StreamedDataModule, at_least
 from lit_rlhf.types import Cursor, InstructionBatch
 

@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.encoding.tokenizers import load_tokenizer, with_chat_template
 from datamodules.making import BatchMaker, OnBadRow, Task
+from datamodules.options import SourceLike
 from datamodules.order import RowOrder
-from datamodules.sources import OpenSource, SourceLike, open_sources
+from datamodules.sources import OpenSource, open_sources
 from datamodules.stream import StepLoader, StepStream, load_steps
 from lit_rlhf.types import Cursor
 

@@ -8,8 +8,8 @@ import pytest
 
 from datamodules.dataset_info import read_dataset_info
 from datamodules.forms import read_row
+from datamodules.options import Source
 from datamodules.records import Layout
-from datamodules.sources import Source
 
 CHATML = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 

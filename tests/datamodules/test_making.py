@@ -7,9 +7,10 @@ import json
 import pytest
 
 from datamodules.making import BatchMaker, Outcome
+from datamodules.options import Source
 from datamodules.order import RowOrder
 from datamodules.preference import PreferenceDataModule
-from datamodules.sources import OpenSource, Source
+from datamodules.sources import OpenSource
 from lit_rlhf.types import Cursor
 
 GOOD = {"prompt": "p", "chosen": " a", "rejected": " b"}

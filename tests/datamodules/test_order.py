@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules import order as order_module
+from datamodules.options import Source
 from datamodules.order import RowOrder
 from datamodules.readers import blocks, columns, files, lines
-from datamodules.sources import OpenSource, Source, open_sources
+from datamodules.sources import OpenSource, open_sources
 
 ROOT = Path(__file__).parents[2]
 

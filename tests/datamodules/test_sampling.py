@@ -7,10 +7,11 @@ import json
 
 import pytest
 
+from datamodules.options import Source
 from datamodules.readers.blocks import BLOCK_BYTES
 from datamodules.readers.lines import Lines
 from datamodules.sampling import take_sample
-from datamodules.sources import OpenSource, Source, open_sources
+from datamodules.sources import OpenSource, open_sources
 
 ROW_BYTES = 100
 

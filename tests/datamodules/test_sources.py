@@ -10,8 +10,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from datamodules import sources
+from datamodules.options import Source
 from datamodules.records import BadRowError, Layout
-from datamodules.sources import OpenSource, Row, Source, find_row, open_sources
+from datamodules.sources import OpenSource, Row, find_row, open_sources
 
 ROWS = [{"prompt": f"p{number}", "chosen": "\u4f60", "rejected": "b"} for number in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -199,9 +200,7 @@ def test_entries_of_a_list_of_data_sets(tmp_path, monkeypatch):
         seen.append((path.name, names))
         return [Source(str(tmp_path / "a.jsonl"), weight=0.5, name="one")]
 
-    fake = ModuleType("datamodules.dataset_info")
-    fake.read_dataset_info = read_dataset_info
-    monkeypatch.setitem(sys.modules, "datamodules.dataset_info", fake)
+    monkeypatch.setattr("datamodules.sources.read_dataset_info", read_dataset_info)
     write(tmp_path / "a.jsonl", LINES)
     for like in ("dataset_info.json", Source("here/dataset_info.json#one,two", weight=2)):
         (source,) = open_sources(like, "train")

@@ -12,9 +12,10 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from datamodules.options import Source
 from datamodules.order import RowOrder
 from datamodules.readers import blocks, columns, files, lines
-from datamodules.sources import OpenSource, Source, open_sources
+from datamodules.sources import OpenSource, open_sources
 from datamodules.stream import StepStream, global_batches, load_steps
 from lit_rlhf.types import Cursor
 
