@@ -15,7 +15,7 @@ from datamodules.records import BadRowError, common_prefix_length
         ("", "", 0),
         ("ab", "", 0),
         ("ab", "ab", 2),
-        ("abc", "abd", 2),
+        ("abc", "abx", 2),
         ("ab", "abc", 2),
         ([1, 2], [1, 3], 1),
         ("b", "a", 0),
