@@ -55,7 +55,10 @@ class Task(Protocol[R, T, B_co]):
         ...
 
     def fit(self, tokens: T) -> T:
-        """Cut to length; BadRowError or TooLongError if that cannot be. ``truncated`` of the result says what was."""
+        """Cut to length; BadRowError or TooLongError if that cannot be. ``truncated`` of the result says what was.
+
+        Its ``dropped`` says why parts of the row are left out.
+        """
         ...
 
     def lengths(self, tokens: T) -> dict[str, int]:
@@ -102,6 +105,7 @@ class BatchMaker(Generic[R, T, B_co]):
             examples.append(outcome)
             if cut := "_and_".join(outcome.tokens.truncated):
                 notes[self._key("truncated", cut, outcome.row)] += 1
+            notes.update(self._key("ignored", reason, outcome.row) for reason in outcome.tokens.dropped)
             if outcome.record is not None and outcome.record.images:
                 self._warn("images", f"{outcome.row.address}: its pictures are not seen by a model of text alone")
                 notes[self._key("ignored", "images", outcome.row)] += 1

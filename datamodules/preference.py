@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
@@ -163,14 +162,12 @@ class PairTask(ResponseTask):
 
     def pack(self, examples: Sequence[Outcome], notes: Mapping[str, int], cursor: Cursor) -> PreferenceBatch:
         """Make the batch of a step."""
-        counted = Counter(notes)
         trees = []
         for row, record, _, tokens, _ in examples:
             assert record is not None
-            counted.update(f"ignored/{reason}" for reason in tokens.dropped)
             pairs = preferences_of(record, self.pairing, tokens.kept)
             trees.append(TokenTree(tokens.prompt, tokens.responses, pairs, (), row.address, row.source))
-        return pack_trees(trees, self.token_budget, counted, cursor)
+        return pack_trees(trees, self.token_budget, notes, cursor)
 
 
 class ThumbTask(ResponseTask):

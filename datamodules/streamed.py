@@ -109,10 +109,7 @@ class StreamedDataModule(LightningDataModule):
         """Batches of the current epoch, from the one after the last that was consumed."""
         self._steps = self.steps("train", self.shuffle_buffer)
         self._steps.cursor = self._position.cursor
-        trainer = self.trainer
-        # To count the rows of large files takes time, and only the number of epochs makes their number matter.
-        is_length_wanted = trainer is None or trainer.max_steps == -1 or bool(trainer.overfit_batches)  # type: ignore[attr-defined]
-        return load_steps(self._steps, self.num_workers, is_length_wanted=is_length_wanted)
+        return load_steps(self._steps, self.num_workers, is_length_wanted=self._is_length_wanted())
 
     def val_dataloader(self) -> StepLoader | list[Any]:
         """Batches of ``validation``; none if it was not given."""
@@ -236,6 +233,14 @@ class StreamedDataModule(LightningDataModule):
             "shuffle_buffer": self.shuffle_buffer,
             "train": [source.fingerprint for source in self.sources("train")],
         }
+
+    def _is_length_wanted(self) -> bool:
+        """Whether the number of batches matters: to count the rows of large files takes time."""
+        trainer: Any = self.trainer
+        if trainer is None or trainer.max_epochs != -1 or trainer.overfit_batches:
+            return True
+        shares = trainer.limit_train_batches, trainer.val_check_interval
+        return any(isinstance(share, float) and share != 1.0 for share in shares)
 
     def _last_step_is_done(self) -> bool:
         """Whether the batch fetched last has been trained on: a checkpoint saved on an error must not skip it."""

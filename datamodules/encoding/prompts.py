@@ -32,11 +32,13 @@ class PromptTokens(NamedTuple):
         tokens: token ids.
         text: the prompt as it was tokenised, special tokens of a chat template included, never cut.
         truncated: what was cut: ``prompt``.
+        dropped: why parts of the row were left out; none are.
     """
 
     tokens: list[int]
     text: str
     truncated: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
 
 class PromptEncoder:

@@ -46,11 +46,13 @@ class TurnTokens(NamedTuple):
         tokens: token ids.
         scored: one bool per token; True = trained.
         truncated: what was cut: ``prompt``, ``response``.
+        dropped: why parts of the row were left out; none are.
     """
 
     tokens: list[int]
     scored: list[bool]
     truncated: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
 
 class TurnEncoder:
@@ -132,7 +134,7 @@ class TurnEncoder:
             BadRowError: if no token is trained.
             TooLongError: if it has to be dropped for its length.
         """
-        ids, scored, _ = tokens
+        ids, scored = tokens.tokens, tokens.scored
         if not any(scored):
             message = "no token of the row is trained; give it an assistant turn or a response"
             raise BadRowError("nothing_trained", message)

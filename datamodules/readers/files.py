@@ -75,7 +75,7 @@ class SequentialReader(FileReader):
 
 @contextmanager
 def open_at(file: Path, offset: int = 0) -> Iterator[BinaryIO]:
-    """Open a file at an offset of its content. A compressed file is unpacked up to there, 2 to 3 s per GB.
+    """Open a file at an offset of its content. A compressed file is unpacked up to there.
 
     Raises:
         ValueError: if the file is compressed and broken, whenever that shows.

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from datamodules.readers.blocks import BLOCK_BYTES, Block, Place, in_blocks
 from datamodules.readers.files import FileReader, SequentialReader, open_at
 
-# Lines of files up to this size are counted, for addresses that an editor understands; about 0.7 s per GiB.
+# Lines of files up to this size are counted, for addresses that an editor understands.
 _MAX_NUMBERED = 1 << 30
 
 

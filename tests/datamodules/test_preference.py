@@ -117,6 +117,8 @@ def test_responses_that_are_alike_are_counted(make_data):
     twins = {**RANKED, "completions": [*RANKED["completions"], {"rank": 3, "completion": " Me."}]}
     (batch,) = make_data([twins]).train_dataloader()
     assert (batch.num_pairs, batch.notes["ignored/identical_responses"]) == (3, 1)
+    named = next(iter(make_data([[twins], [PAIR]]).train_dataloader()))
+    assert named.notes["ignored/identical_responses/train[0]"] == 1
 
 
 def test_only_the_assistants_words_of_a_response(make_data):

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import datamodules
 from datamodules import PreferenceDataModule, Source
+from datamodules.stream import StepStream
 from lit_rlhf.types import PreferenceBatch
 
 ROWS = [{"prompt": f"p {number}", "chosen": " yes", "rejected": " no"} for number in range(22)]
@@ -80,16 +81,38 @@ def test_two_epochs(tmp_path, make_data):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_resuming_at_every_step_of_two_epochs(tmp_path, make_data, num_workers):
+@pytest.mark.parametrize("limits", [{"max_epochs": 2}, {"max_epochs": None, "max_steps": 12}])
+def test_resuming_at_every_step_of_two_epochs(tmp_path, make_data, num_workers, limits):
+    """Where the length of an epoch is counted, and where it is not."""
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    options = {"enable_checkpointing": True, "callbacks": [saver]}
-    whole = fit(tmp_path, make_data(), **options).steps
+    whole = fit(tmp_path, make_data(), enable_checkpointing=True, callbacks=[saver], **limits).steps
     assert len(whole) == 12
     for step in range(1, 12):
         data = make_data(num_workers=num_workers)
-        module = fit(tmp_path, data, ckpt_path=tmp_path / f"step={step}.ckpt")
+        module = fit(tmp_path, data, ckpt_path=tmp_path / f"step={step}.ckpt", **limits)
         assert module.steps == whole[step:], f"resumed at step {step}"
         assert data.summary() == {"dropped/empty_response": 2, "pairs": 42}
+
+
+@pytest.mark.parametrize(
+    ("limits", "is_counted"),
+    [
+        ({"max_epochs": 1}, True),
+        ({"max_epochs": 2, "max_steps": 4}, True),  # the fewer of the two
+        ({"max_epochs": None, "max_steps": 4}, False),
+        ({"max_epochs": None, "max_steps": 4, "limit_train_batches": 0.5}, True),
+        ({"max_epochs": None, "max_steps": 4, "limit_train_batches": 2}, False),
+        ({"max_epochs": None, "max_steps": 4, "val_check_interval": 0.5}, True),
+        ({"max_epochs": None, "max_steps": 4, "overfit_batches": 2}, True),
+    ],
+)
+def test_rows_are_counted_where_their_number_matters(tmp_path, make_data, monkeypatch, limits, is_counted):
+    counted = []
+    num_batches = StepStream.num_batches
+    monkeypatch.setattr(StepStream, "num_batches", lambda stream: counted.append(stream) or num_batches(stream))
+    module = fit(tmp_path, make_data(), **limits)
+    assert len(module.steps) == (6 if limits == {"max_epochs": 1} else 4)
+    assert bool(counted) is is_counted
 
 
 @pytest.mark.parametrize("fail_at", [0, 3, 5, 6, 7])
