@@ -1,10 +1,13 @@
-"""Learning-rate schedules over the whole run."""
+"""Optimizers with their learning-rate schedules over the whole run."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
 
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -75,6 +78,23 @@ class WarmupDecay(LambdaLR):
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Go on at the saved step; shape and length are those of this run, which may be longer than the saved one."""
         super().load_state_dict({key: state_dict[key] for key in state_dict if key not in _SHAPE})
+
+
+def optimization(
+    module: LightningModule, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable
+) -> OptimizerLRSchedulerConfig:
+    """One optimizer over what a module trains, and one schedule stepped with it: what ``configure_optimizers`` returns.
+
+    Args:
+        module: attached to a Trainer.
+        optimizer: makes the optimizer from the trained parameters.
+        lr_scheduler: makes the schedule; a :class:`WarmupDecay` is told how long the run is.
+    """
+    made = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
+    schedule = lr_scheduler(made)
+    if isinstance(schedule, WarmupDecay):
+        schedule.over(module.trainer.estimated_stepping_batches)
+    return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 _SHAPE = ("warmup_steps", "decay", "final_fraction", "total_steps")

@@ -10,7 +10,7 @@ import pytest
 
 from lit_rlhf import losses
 from lit_rlhf.cli import BESIDE, TRAINING
-from lit_rlhf.metrics import PAIR_METRICS
+from lit_rlhf.metrics.pairs import PAIR_METRICS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -36,7 +36,7 @@ MAX_LINES, MAX_LINES_ALGORITHM, MAX_FUNCTION = 400, 350, 80
 
 
 def room(module: str) -> str:
-    """The room that a dotted name lies in: lit_rlhf.models.head -> models, datamodules.records -> datamodules."""
+    """The room that a dotted name lies in: lit_rlhf.models.loading -> models, datamodules.records -> datamodules."""
     package, *inside = module.split(".")
     return inside[0] if package == "lit_rlhf" and inside else package
 

@@ -43,16 +43,19 @@ from lit_rlhf.losses.terms import (
     reward_scale,
 )
 from lit_rlhf.losses.weighting import wpo_weights
-from lit_rlhf.metrics import PAIR_METRICS, Means, Throughput, pair_rows, pair_sums, row_sums
+from lit_rlhf.metrics.data import data_sums
+from lit_rlhf.metrics.means import Means
+from lit_rlhf.metrics.pairs import PAIR_METRICS, pair_rows, pair_sums
+from lit_rlhf.metrics.throughput import Throughput
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.building import ReferenceKind, build_backbone, wrap_model
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.loading import root_device
-from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, no_loss
+from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, gradient_norm, no_loss
 from lit_rlhf.models.options import BackboneConfig, ReferenceOptions
 from lit_rlhf.models.reference import Reference
 from lit_rlhf.ranks import gather_rows, num_ranks, sum_over_ranks
-from lit_rlhf.schedules import WarmupDecay
+from lit_rlhf.schedules import WarmupDecay, optimization
 from lit_rlhf.types import PreferenceBatch, PreferencePairs, num_sequence_tokens
 
 _FIXED_LIVE = ReferenceOptions()
@@ -153,7 +156,7 @@ class DPOModule(LightningModule):
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Policy and reference log-probabilities -> losses -> one share of the step's loss per micro-batch."""
-        self.train_means.update(row_sums(batch))
+        self.train_means.update(data_sums(batch.notes, batch.num_pairs))
         micro_batches = self._window.collect(self, batch.micro_batches, batch_idx)
         if micro_batches is None:
             return no_loss(self)
@@ -247,23 +250,14 @@ class DPOModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer over what is trained, one schedule stepped with it."""
-        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
-        schedule = self.lr_scheduler(optimizer)
-        if isinstance(schedule, WarmupDecay):
-            schedule.over(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimization(self, self.optimizer, self.lr_scheduler)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Do nothing: when Lightning calls this, all micro-batches but the last have left their gradients."""
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Watch the gradient's norm, before clipping."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        scaled = self.trainer.precision == "16-mixed"  # a loss scaler skips such steps by itself
-        if not scaled and not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient is not finite at step {self.global_step}; nothing was updated")
-        self.log("train/grad_norm", norm)
+        self.log("train/grad_norm", gradient_norm(self))
 
     def optimizer_step(
         self,
@@ -315,7 +309,7 @@ class DPOModule(LightningModule):
             self._reference.flush()
 
     def _evaluate(self, batch: PreferenceBatch) -> None:
-        self.eval_means.update(row_sums(batch))
+        self.eval_means.update(data_sums(batch.notes, batch.num_pairs))
         for pairs in batch.micro_batches:
             self.eval_means.update(self._score(pairs).sums)
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_rlhf.models import adapters
-from lit_rlhf.models.attention import FOREST_ATTENTION, ForestLayout
-from lit_rlhf.models.head import head_parameters, logit_transform
+from lit_rlhf.models.layers.attention import FOREST_ATTENTION, ForestLayout
+from lit_rlhf.models.layers.linear_logprobs import LogitTransform, TokenLogprobs, linear_logprobs
+from lit_rlhf.models.layers.lm_head import head_parameters, logit_transform
 from lit_rlhf.models.layout import Layout, probe_forest, set_attention, unseen_limit
-from lit_rlhf.models.linear_logprobs import LogitTransform, TokenLogprobs, linear_logprobs
 from lit_rlhf.models.loading import OWN_ATTENTION, evaluating
 from lit_rlhf.models.padded import unfold
 from lit_rlhf.types import Forest

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-from lit_rlhf.models.fused import fuse
+from lit_rlhf.models.layers.fused import fuse
 from lit_rlhf.models.options import BackboneConfig
 
 OWN_ATTENTION = ("auto", "forest")

@@ -80,3 +80,19 @@ def backward_all_but_last(
             strategy.backward(loss, None)
             total = total + loss.detach()
     return (loss_of(micro_batches[-1]) + total) * module.trainer.accumulate_grad_batches
+
+
+def gradient_norm(module: LightningModule) -> Tensor:
+    """The norm of all gradients, before clipping.
+
+    Args:
+        module: in training, attached to a Trainer, with the gradients of a whole step.
+
+    Raises:
+        FloatingPointError: if it is not finite; a loss scaler skips such steps by itself.
+    """
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if module.trainer.precision != "16-mixed" and not torch.isfinite(norm):
+        raise FloatingPointError(f"the gradient is not finite at step {module.global_step}; nothing was updated")
+    return norm

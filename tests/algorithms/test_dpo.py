@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from lit_rlhf import losses
 from lit_rlhf.algorithms.dpo import DPOModule
 from lit_rlhf.losses.terms import LossTerm
-from lit_rlhf.metrics import Throughput
+from lit_rlhf.metrics.throughput import Throughput
 from lit_rlhf.models.options import ReferenceOptions
 from lit_rlhf.types import PreferenceBatch
 

@@ -19,8 +19,8 @@ from transformers import (
     PhimoeForCausalLM,
 )
 
-from lit_rlhf.models.attention import FOREST_ATTENTION
 from lit_rlhf.models.building import build_backbone, wrap_model
+from lit_rlhf.models.layers.attention import FOREST_ATTENTION
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
 
 EXACT = {

@@ -1,4 +1,4 @@
-"""Metrics: sums and counts by hand, no matter the split; nothing that counted nothing."""
+"""Pairs with implicit rewards: sums and counts by hand, no matter the split."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lit_rlhf.losses.terms import PairLogprobs
-from lit_rlhf.metrics import PAIR_METRICS, Means, Throughput, pair_rows, pair_sums, row_sums
-from lit_rlhf.types import Forest, PreferenceBatch, PreferencePairs, Segment
+from lit_rlhf.metrics.means import Means
+from lit_rlhf.metrics.pairs import PAIR_METRICS, pair_rows, pair_sums
+from lit_rlhf.types import Forest, PreferencePairs, Segment
 
 # Four pairs: won and longer, lost and longer, won and shorter, a tie.
 PAIRS = PairLogprobs(
@@ -76,17 +77,6 @@ def test_the_kl_estimate_survives_an_extreme_token():
     assert math.isfinite(means_of(sums(logratios=(-300.0, 0.0)))["kl"])
 
 
-def test_means_are_reset_and_saved():
-    means = Means(["a", "b"])
-    means.update({"a": (torch.tensor(6.0), 3), "b": (1.0, torch.tensor(4.0))})
-    again = Means(["a", "b"])
-    again.load_state_dict(means.state_dict())
-    again.update({})
-    assert {name: float(value) for name, value in again.compute().items()} == {"a": 2.0, "b": 0.25}
-    means.reset()
-    assert means.compute() == {}
-
-
 def test_sources_are_kept_apart_once_there_are_two():
     first, second = sums(), pair_sums(PAIRS, torch.zeros(2), torch.zeros(2), ["a", "b/c", "b/c", "b/c"], beta=0.5)
     one = pair_sums(PAIRS, torch.zeros(2), torch.zeros(2), ["a"] * 4, beta=0.5)
@@ -100,48 +90,11 @@ def test_sources_are_kept_apart_once_there_are_two():
     )
 
 
-def test_sources_survive_a_restart():
-    means = Means(["a"])
-    means.update({"a/x": (3.0, 4), "a/y": (1.0, 1), "a": (4.0, 5), "a/why": (1.0, None)})
-    again = Means(["a"])
-    again.load_state_dict(means.state_dict())
-    again.update({"a/x": (torch.tensor(1.0), 0)})
-    assert {name: float(value) for name, value in again.compute().items()} == pytest.approx(
-        {"a": 0.8, "a/x": 1.0, "a/y": 1.0, "a/why": 0.2}
-    )
-    again.reset()
-    assert again.compute() == {}
-
-
-def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="no metric 'loss'; there are: a, b"):
-        Means(["a", "b"]).update({"loss": (1.0, 1)})
-
-
 def pairs_of(rows):
     tree = [Segment([1], [False]), Segment([2], [True], 0), Segment([3], [True], 0)]
     chosen = torch.arange(0, 2 * len(rows), 2)
     forest = Forest.pack([tree] * len(rows))
     return PreferencePairs(forest, chosen, chosen + 1, torch.zeros(len(rows)), tuple(rows), ("a",) * len(rows))
-
-
-def test_dropped_rows_count_among_all_rows():
-    notes = {"dropped/empty_response": 1, "dropped/too_long/b": 1, "truncated/prompt": 3, "ignored/images": 2}
-    batch = PreferenceBatch((pairs_of(["a:1", "a:2"]), pairs_of(["a:3"])), notes)
-    found = row_sums(batch)
-    assert (found["data/dropped"], found["data/truncated"]) == ((2.0, 5.0), (3.0, 5.0))
-    clean = row_sums(PreferenceBatch((pairs_of(["a:1", "a:2", "a:3", "a:4", "a:5"]),), {"tokens": 9, "room": 20}))
-    assert clean == {"data/dropped": (0.0, 5.0), "data/truncated": (0.0, 5.0), "data/fill": (9.0, 20.0)}
-    assert means_of(found, clean) == pytest.approx(
-        {
-            "data/dropped": 0.2,
-            "data/dropped/empty_response": 0.1,
-            "data/dropped/too_long/b": 0.1,
-            "data/truncated": 0.3,
-            "data/truncated/prompt": 0.3,
-            "data/fill": 9 / 20,
-        }
-    )
 
 
 def test_rows_for_a_file():
@@ -157,23 +110,3 @@ def test_rows_for_a_file():
         "chosen_length": 3,
         "rejected_length": 1,
     }
-
-
-def test_half_precision_does_not_reach_the_sums():
-    means = Means(["a"]).to(torch.bfloat16)
-    for _ in range(3):
-        means.reset()
-        means.update({"a": (1000.0, 999)})
-        means.update({"a": (1.0, 1)})
-    assert float(means.compute()["a"]) == pytest.approx(1.001, rel=1e-6)
-
-
-def test_throughput_leaves_pauses_out(monkeypatch):
-    clock = iter([0.0, 2.0, 7.0, 4.0 + 5.0])  # made, paused, went on, asked: 4 seconds of training
-    monkeypatch.setattr("lit_rlhf.metrics.time.monotonic", lambda: next(clock))
-    throughput = Throughput()
-    throughput.add(100)
-    throughput.pause()
-    throughput.go_on()
-    throughput.add(20)
-    assert throughput.rate() == 30.0

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_rlhf.models import linear_logprobs as module
-from lit_rlhf.models.linear_logprobs import LogitTransform, linear_logprobs
+from lit_rlhf.models.layers import linear_logprobs as module
+from lit_rlhf.models.layers.linear_logprobs import LogitTransform, linear_logprobs
 
 N, H, V = 7, 5, 11
 TRANSFORMS = (None, LogitTransform(0.3), LogitTransform(softcap=2.0), LogitTransform(1.7, 1.5, 0.6))

@@ -11,7 +11,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lit_rlhf.models.linear_logprobs import LogitTransform
+from lit_rlhf.models.layers.linear_logprobs import LogitTransform
 
 
 def head_parameters(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:

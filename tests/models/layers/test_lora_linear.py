@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from lit_rlhf.models.lora_linear import Adapter, Projection, projected, projected_backward, projection_of
+from lit_rlhf.models.layers.lora_linear import Adapter, Projection, projected, projected_backward, projection_of
 
 I, O, R = 12, 10, 3  # noqa: E741
 
@@ -52,12 +52,12 @@ def test_outputs_and_gradients(num_tokens, adapted):
     wanted = torch.autograd.grad(loss, [x, *matrices])
     with torch.no_grad():
         for ours, theirs in zip(projected(x, group), expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(ours, theirs, rtol=3e-5, atol=3e-5)
         for_x, found = projected_backward(x, group, weights, wants_inputs=True, wants_adapters=True)
-    torch.testing.assert_close(for_x, wanted[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(for_x, wanted[0], rtol=3e-5, atol=3e-5)
     assert [gradient is not None for gradient in found] == [has for has in adapted for _ in range(2)]
     for ours, theirs in zip([g for g in found if g is not None], wanted[1:], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=3e-5, atol=3e-5)
 
 
 def test_only_what_is_wanted():
@@ -100,11 +100,11 @@ class Net(nn.Module):
 def test_a_layer_of_peft_becomes_a_projection():
     net, x = Net(nn.Linear(I, O), use_rslora=True), torch.randn(30, I)
     found = projection_of(net.linear, torch.float32)
-    torch.testing.assert_close(projected(x, [found])[0], net.linear(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(projected(x, [found])[0], net.linear(x), rtol=3e-5, atol=3e-5)
     net.linear.enable_adapters(False)
     assert projection_of(net.linear, torch.float32).adapter is None
     torch.testing.assert_close(
-        projected(x, [projection_of(net.linear, torch.float32)])[0], net.linear(x), rtol=1e-5, atol=1e-5
+        projected(x, [projection_of(net.linear, torch.float32)])[0], net.linear(x), rtol=3e-5, atol=3e-5
     )
 
 
@@ -114,7 +114,7 @@ def test_four_bits_are_dequantised_for_one_product():
     x = torch.randn(3, 64)
     expected = linear(x)
     found = projection_of(linear.requires_grad_(False), torch.float32)
-    torch.testing.assert_close(projected(x, [found])[0], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(projected(x, [found])[0], expected, rtol=3e-5, atol=3e-5)
     assert projection_of(linear, torch.bfloat16) is None
 
 

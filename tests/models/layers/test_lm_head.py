@@ -10,8 +10,8 @@ from torch import nn
 from transformers import CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, LlamaForCausalLM
 
 from lit_rlhf.models.adapters import active_adapter
-from lit_rlhf.models.head import head_parameters, logit_transform
-from lit_rlhf.models.linear_logprobs import LogitTransform
+from lit_rlhf.models.layers.linear_logprobs import LogitTransform
+from lit_rlhf.models.layers.lm_head import head_parameters, logit_transform
 
 
 @pytest.fixture

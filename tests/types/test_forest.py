@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_rlhf.types import Forest, PreferenceBatch, PreferencePairs, Segment, num_sequence_tokens
+from lit_rlhf.types import Forest, Segment, num_sequence_tokens
 
 
 def inner(*tokens, parent=-1):
@@ -102,8 +102,7 @@ def test_every_sequence_reads_as_if_it_stood_alone(shapes):
         assert [token for span in spans for token in span] == texts[sequence]
 
 
-def test_a_batch_counts_its_pairs():
-    forest = Forest.pack([[inner(1), leaf(2), leaf(3)]])
-    pairs = PreferencePairs(forest, torch.tensor([0]), torch.tensor([1]), torch.zeros(1), ("a:1",), ("a",))
-    assert PreferenceBatch((pairs, pairs), {}).num_pairs == 2
-    assert PreferenceBatch((), {}).num_pairs == 0
+def test_the_end_of_every_sequence():
+    pair, alone = [inner(1, 2), leaf(3), leaf(4, 5)], [inner(6, 7, 8)]
+    assert Forest.pack([pair, alone]).ends == (2, 4, 7)
+    assert Forest.pack([[inner(1, 2), leaf(), leaf(4)]]).ends == (1, 2)

@@ -3,9 +3,9 @@
 A token attends to itself, to what precedes it in its segment and to all of its ancestors. Segments that follow one
 another as parent and first child are one *run*; a run whose head is a root is plain causal attention, every other run
 attends to its ancestors and then causally to itself. So a preference pair costs two calls: prompt with the first
-response, then the second response over prompt and self. On a CPU they are :mod:`lit_rlhf.models.run_attention`; on a
-GPU in half precision, two variable-length calls for the whole row; elsewhere, and where a model needs a soft cap, one
-call of scaled_dot_product_attention per run.
+response, then the second response over prompt and self. On a CPU they are :mod:`lit_rlhf.models.layers.run_attention`;
+on a GPU in half precision, two variable-length calls for the whole row; elsewhere, and where a model needs a soft cap,
+one call of scaled_dot_product_attention per run.
 
 The layout travels as a keyword argument through the model's own layers, so that gradient checkpointing replays it.
 Source of the two-call form: Wang et al., "Accelerating Direct Preference Optimization with Prefix Sharing",
@@ -28,7 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lit_rlhf.models.run_attention import attend_runs
+from lit_rlhf.models.layers.run_attention import attend_runs
 from lit_rlhf.types import Forest
 
 FOREST_ATTENTION = "lit_rlhf_forest"

@@ -10,11 +10,11 @@ A layer is cut where its backward pass needs a tensor, and each cut keeps what c
 
 Normed tensors, silu(gate) * up and everything inside the adapters are formed again in the backward pass. Without
 grouped queries that leaves six hidden and two MLP widths of numbers per token and layer, where the stock layer with
-PEFT keeps about twice as much. The algebra of the adapters is in :mod:`lit_rlhf.models.lora_linear`; hand-written
-LoRA gradients that recompute are Unsloth's idea.
+PEFT keeps about twice as much. The algebra of the adapters is in :mod:`lit_rlhf.models.layers.lora_linear`;
+hand-written LoRA gradients that recompute are Unsloth's idea.
 
 The last layer computes queries, output and MLP only of the rows that the caller reads, where a
-:class:`lit_rlhf.models.attention.ForestLayout` says which; it then returns only those rows.
+:class:`lit_rlhf.models.layers.attention.ForestLayout` says which; it then returns only those rows.
 
 A layer keeps its parameters, its place and its name. At each call it looks at what is on: it computes forests, and
 takes the stock path for ordinary rows (generation, the padded layout) and for what does not fit: adapter dropout, DoRA,
@@ -38,8 +38,8 @@ from transformers.models.mistral.modeling_mistral import MistralAttention, Mistr
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2DecoderLayer, Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer, Qwen3RMSNorm
 
-from lit_rlhf.models.attention import ForestLayout, forest_attention
-from lit_rlhf.models.lora_linear import Projection, projected, projected_backward, projection_of
+from lit_rlhf.models.layers.attention import ForestLayout, forest_attention
+from lit_rlhf.models.layers.lora_linear import Projection, projected, projected_backward, projection_of
 
 
 def fuse(model: PreTrainedModel) -> int:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from lit_rlhf.models.attention import ForestLayout
-from lit_rlhf.models.run_attention import attend_runs
+from lit_rlhf.models.layers.attention import ForestLayout
+from lit_rlhf.models.layers.run_attention import attend_runs
 
 D = 8
 

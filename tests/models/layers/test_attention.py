@@ -26,9 +26,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lit_rlhf.models import attention
-from lit_rlhf.models.attention import ForestLayout, Run, forest_attention
 from lit_rlhf.models.building import wrap_model
+from lit_rlhf.models.layers import attention
+from lit_rlhf.models.layers.attention import ForestLayout, Run, forest_attention
 
 SHAPE = {
     "vocab_size": 320,

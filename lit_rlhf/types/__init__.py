@@ -1,0 +1,37 @@
+"""What crosses rooms: the forest, and the batches that algorithms read."""
+
+from lit_rlhf.types.batches import (
+    Cursor,
+    GradedBatch,
+    GradedResponses,
+    InstructionBatch,
+    Instructions,
+    JudgedSteps,
+    JudgedStepsBatch,
+    PreferenceBatch,
+    PreferencePairs,
+    Prompt,
+    PromptBatch,
+    UnpairedBatch,
+    UnpairedResponses,
+)
+from lit_rlhf.types.forest import Forest, Segment, num_sequence_tokens
+
+__all__ = [
+    "Cursor",
+    "Forest",
+    "GradedBatch",
+    "GradedResponses",
+    "InstructionBatch",
+    "Instructions",
+    "JudgedSteps",
+    "JudgedStepsBatch",
+    "PreferenceBatch",
+    "PreferencePairs",
+    "Prompt",
+    "PromptBatch",
+    "Segment",
+    "UnpairedBatch",
+    "UnpairedResponses",
+    "num_sequence_tokens",
+]

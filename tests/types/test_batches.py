@@ -1,0 +1,22 @@
+"""Batches count what they hold."""
+
+from __future__ import annotations
+
+import torch
+
+from lit_rlhf.types import Forest, PreferenceBatch, PreferencePairs, Segment
+
+
+def leaf(*tokens, parent=0):
+    return Segment(tokens, [True] * len(tokens), parent)
+
+
+def inner(*tokens, parent=-1):
+    return Segment(tokens, [False] * len(tokens), parent)
+
+
+def test_a_batch_counts_its_pairs():
+    forest = Forest.pack([[inner(1), leaf(2), leaf(3)]])
+    pairs = PreferencePairs(forest, torch.tensor([0]), torch.tensor([1]), torch.zeros(1), ("a:1",), ("a",))
+    assert PreferenceBatch((pairs, pairs), {}).num_pairs == 2
+    assert PreferenceBatch((), {}).num_pairs == 0
