@@ -20,9 +20,9 @@ from transformers import (
 )
 from transformers.models.gpt_neox import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from lit_rlhf.models.layers import fused
 from lit_rlhf.models.adapters import POLICY, REFERENCE, active_adapter, copy_adapter
 from lit_rlhf.models.building import wrap_model
+from lit_rlhf.models.layers import fused
 from lit_rlhf.models.layers.attention import ForestLayout
 from lit_rlhf.models.layers.fused import fuse
 
