@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from datamodules import SFTDataModule
+from datamodules.encoding.turns import TurnTokens
 from lit_rlhf.types import InstructionBatch
 
 TALK = [
@@ -92,6 +93,10 @@ def test_the_budget_cuts_and_changes_nothing_else(make_data, tiny_tokenizer):
     assert len(cut.micro_batches) > len(whole.micro_batches) == 1
     assert cut.notes["tokens"] == whole.notes["tokens"] == sum(part.forest.num_tokens for part in cut.micro_batches)
     assert cut.notes["room"] == 40 * len(cut.micro_batches)
+
+
+def test_lengths_count_all_tokens_and_the_trained_ones(make_data):
+    assert make_data().task().lengths(TurnTokens([1, 5, 6, 7], [False, True, False, True])) == {"whole": 4, "trained": 2}
 
 
 class Recorder(lightning.LightningModule):

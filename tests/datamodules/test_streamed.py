@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+from collections import Counter
 from itertools import chain
 
 import lightning
@@ -13,9 +14,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import datamodules
-from datamodules import PreferenceDataModule, Source
+from datamodules import PreferenceDataModule, Source, streamed
 from datamodules.stream import StepStream
-from lit_rlhf.types import PreferenceBatch
+from datamodules.streamed import Position
+from lit_rlhf.types import Cursor, PreferenceBatch
 
 ROWS = [{"prompt": f"p {number}", "chosen": " yes", "rejected": " no"} for number in range(22)]
 ROWS[3]["chosen"] = ""
@@ -179,6 +181,20 @@ def test_a_checkpoint_can_be_evaluated_on_other_data(tmp_path, make_data):
     data = make_data(train=None, validation=ROWS[:3], batch_size=2, seed=5)
     trainer(tmp_path).validate(module, data, ckpt_path=tmp_path / "last.ckpt")
     assert list(chain(*module.validated)) == ["validation:1", "validation:2", "validation:3"]
+
+
+@pytest.mark.parametrize("has_failed", [False, True])
+def test_the_last_line_is_of_all_ranks_unless_one_may_be_gone(make_data, monkeypatch, has_failed):
+    """To ask a rank that is gone would wait for ever."""
+    said, data = [], make_data()
+    monkeypatch.setattr(streamed, "rank_zero_info", said.append)
+    monkeypatch.setattr(streamed, "_over_ranks", lambda counts: counts + counts)
+    data._position = Position(Cursor(), Counter({"pairs": 3, "tokens": 30, "room": 40}))
+    if has_failed:
+        data.on_exception(RuntimeError("planted"))
+    data.teardown("fit")
+    data.teardown("validate")
+    assert said == [f"data: pairs {3 if has_failed else 6}, fill 75%"]
 
 
 def test_an_epoch_without_a_pair_is_refused(tmp_path, make_data):
