@@ -10,12 +10,15 @@ import pytest
 
 from lit_rlhf import losses
 from lit_rlhf.cli import BESIDE, TRAINING
+from lit_rlhf.losses import reward
 from lit_rlhf.metrics.pairs import PAIR_METRICS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 DPO = (ROOT / "docs/algorithms/dpo.md").read_text()
-LOSSES = [name for name in losses.__all__ if name.endswith("_loss")]
+LOSSES = [
+    name for name in losses.__all__ if name.endswith("_loss") and vars(losses)[name].__module__ != reward.__name__
+]
 
 
 def row(page: str, name: str) -> list[str]:

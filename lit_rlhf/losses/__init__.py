@@ -16,6 +16,22 @@ after ``*`` is a scalar setting with a default. Shape letter: B preference pairs
 It returns one number per pair (B,), not reduced: the caller sums over its pairs and divides by the number of pairs of
 the whole step, over all micro-batches and ranks, so that the result does not depend on the split. The decorators in
 :mod:`lit_rlhf.losses.marks` say where a loss asks for more than that.
+
+A reward loss is called the same way. It asks for tensors of one unit, and returns one number for each of them, which is
+what its sum is divided by: pairs (B), responses (R), lists (G) if it asks for ``lists``, or judged steps (N).
+
+==============================================  =====================================================================
+``chosen_scores``, ``rejected_scores``           (B,) one number per response; no ties among them unless it asks for
+                                                 ``ties``
+``margins``                                      (B,) by how much the chosen response is better; 0 where unknown
+``ties``                                         (B,) bool, True = neither is better
+``scores``                                       (R,) one number per response, by objective
+``grades``                                       (R,) how good each response is, higher better
+``ranks``                                        (R,) place of each response in its list, 0 the best
+``lists``                                        (R,) int64, the list that each response belongs to
+``step_scores``                                  (N,) one number per judged step
+``step_labels``                                  (N,) from 0 (wrong) to 1 (right)
+==============================================  =====================================================================
 """
 
 from lit_rlhf.losses.anchored import apo_down_loss, apo_zero_loss, bco_pair_loss, nca_pair_loss, sppo_hard_loss
@@ -42,6 +58,16 @@ from lit_rlhf.losses.preference import (
     sigmoid_norm_loss,
 )
 from lit_rlhf.losses.reference_free import cpo_loss, orpo_loss, sft_loss, simpo_loss
+from lit_rlhf.losses.reward import (
+    bradley_terry_loss,
+    centring_loss,
+    davidson_loss,
+    huber_loss,
+    plackett_luce_loss,
+    regression_loss,
+    step_loss,
+    tied_bradley_terry_loss,
+)
 from lit_rlhf.losses.transport import aot_loss, aot_unpaired_loss
 from lit_rlhf.losses.weighting import ld_token_weights, wpo_weights
 
@@ -55,12 +81,16 @@ __all__ = [
     "apo_zero_loss",
     "averaged_over_chosen_tokens",
     "bco_pair_loss",
+    "bradley_terry_loss",
+    "centring_loss",
     "conservative_loss",
     "cpo_loss",
+    "davidson_loss",
     "discopop_loss",
     "exo_pair_loss",
     "forward_kl_scores",
     "hinge_loss",
+    "huber_loss",
     "ipo_loss",
     "is_averaged_over_chosen_tokens",
     "is_divergence_allowed",
@@ -70,7 +100,9 @@ __all__ = [
     "nca_pair_loss",
     "odpo_loss",
     "orpo_loss",
+    "plackett_luce_loss",
     "preference_statistics",
+    "regression_loss",
     "reverse_kl_scores",
     "robust_loss",
     "sft_loss",
@@ -78,6 +110,8 @@ __all__ = [
     "sigmoid_norm_loss",
     "simpo_loss",
     "sppo_hard_loss",
+    "step_loss",
+    "tied_bradley_terry_loss",
     "whole_batch",
     "wpo_weights",
 ]

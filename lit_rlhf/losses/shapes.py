@@ -23,7 +23,35 @@ def check_pairs(**tensors: Tensor) -> None:
         ...
         ValueError: expected one number per pair (B,), got chosen_logratios (2,), rejected_logratios (2, 1)
     """
+    _check("pair (B,)", tensors)
+
+
+def check_responses(**tensors: Tensor) -> None:
+    """Refuse tensors that do not hold one number per response; the like of :func:`check_pairs`.
+
+    Args:
+        tensors: by name, each (R,) with the same R.
+
+    Raises:
+        ValueError: if one is not a vector, or if their lengths differ.
+    """
+    _check("response (R,)", tensors)
+
+
+def check_steps(**tensors: Tensor) -> None:
+    """Refuse tensors that do not hold one number per judged step; the like of :func:`check_pairs`.
+
+    Args:
+        tensors: by name, each (N,) with the same N.
+
+    Raises:
+        ValueError: if one is not a vector, or if their lengths differ.
+    """
+    _check("step (N,)", tensors)
+
+
+def _check(unit: str, tensors: dict[str, Tensor]) -> None:
     shapes = {tuple(tensor.shape) for tensor in tensors.values()}
     if len(shapes) > 1 or len(next(iter(shapes))) != 1:
         given = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-        raise ValueError(f"expected one number per pair (B,), got {given}")
+        raise ValueError(f"expected one number per {unit}, got {given}")

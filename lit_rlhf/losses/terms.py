@@ -5,10 +5,9 @@ Shape letters: N scored tokens, L sequences, B preference pairs, K terms.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from lit_rlhf.losses.divergences import reverse_kl_scores
 from lit_rlhf.losses.marks import is_averaged_over_chosen_tokens, is_divergence_allowed, is_whole_batch
 from lit_rlhf.losses.preference import sigmoid_loss
+from lit_rlhf.losses.signatures import Signature
 from lit_rlhf.losses.weighting import ld_token_weights
 
 REFERENCE_INPUTS = ("chosen_logratios", "rejected_logratios", "ref_chosen_logprobs", "ref_rejected_logprobs")
@@ -140,32 +140,17 @@ class LossTerm:
     options: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        inputs = [name for name in self._parameters if name not in self.settings]
-        unknown = [name for name in inputs if name not in PairLogprobs._fields]
-        if unknown or not inputs:
-            raise ValueError(
-                f"losses: {self.name} asks for {', '.join(unknown) or 'no tensors'}; "
-                f"a preference loss may ask for {', '.join(PairLogprobs._fields)}"
-            )
-        wrong = sorted(set(self.options) - set(self.settings))
-        if wrong:
-            accepted = ", ".join(self.settings) or "none"
-            raise ValueError(f"losses: {self.name} has no option '{wrong[0]}'; its options are: {accepted}")
-        self.inputs = tuple(inputs)
-
-    @property
-    def _parameters(self) -> dict[str, inspect.Parameter]:
-        return dict(inspect.signature(self.function).parameters)
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """Names of the function's keyword-only scalars."""
-        return tuple(name for name, kind in self._parameters.items() if kind.kind is inspect.Parameter.KEYWORD_ONLY)
+        self.signature = Signature.read(self.function, self.options, PairLogprobs._fields, "preference")
 
     @property
     def name(self) -> str:
         """The function's name without ``_loss``: what the part is called in logs."""
-        return self.function.__name__.removesuffix("_loss")
+        return self.signature.name
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that the function asks for."""
+        return self.signature.inputs
 
     @property
     def needs_reference(self) -> bool:
@@ -190,9 +175,7 @@ class LossTerm:
     @property
     def default_beta(self) -> float | None:
         """What ``beta`` is unless the algorithm says otherwise; None for a loss without one."""
-        if "beta" not in self.settings:
-            return None
-        return self.options.get("beta", self._parameters["beta"].default)
+        return self.options.get("beta", self.signature.settings.get("beta"))
 
     def __call__(self, pairs: PairLogprobs, beta: float | None = None) -> Tensor:
         """The loss (B,) of each pair, without the weight.
@@ -202,7 +185,7 @@ class LossTerm:
             beta: given to the function if it takes one and ``options`` names none; None leaves its default.
         """
         options = dict(self.options)
-        if "beta" in self.settings and beta is not None:
+        if "beta" in self.signature.settings and beta is not None:
             options.setdefault("beta", beta)
         return self.function(*(pairs._asdict()[name] for name in self.inputs), **options)
 
@@ -235,7 +218,15 @@ def check_terms(
             raise ValueError(f"losses: {term.name} compares pairs by rank; it takes neither use_weighting nor ld_alpha")
 
 
-def part_names(terms: Sequence[LossTerm]) -> tuple[str, ...]:
+class Named(Protocol):
+    """A part of a loss, whatever it reads."""
+
+    @property
+    def name(self) -> str:
+        """What the part is called in logs."""
+
+
+def part_names(terms: Sequence[Named]) -> tuple[str, ...]:
     """What each part is called in logs, numbered where one comes twice.
 
     Example:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_rlhf.losses.shapes import check_pairs
+from lit_rlhf.losses.shapes import check_pairs, check_responses, check_steps
 
 
 def test_vectors_of_one_length_pass():
@@ -17,3 +17,10 @@ def test_anything_else_is_refused_by_name_and_shape(a, b):
         check_pairs(left=torch.zeros(a), right=torch.zeros(b))
     assert f"left {a}" in str(refusal.value)
     assert f"right {b}" in str(refusal.value)
+
+
+@pytest.mark.parametrize(("check", "unit"), [(check_responses, r"response \(R,\)"), (check_steps, r"step \(N,\)")])
+def test_other_units_are_named(check, unit):
+    check(a=torch.zeros(3), b=torch.ones(3))
+    with pytest.raises(ValueError, match=rf"one number per {unit}, got a \(3,\), b \(3, 1\)"):
+        check(a=torch.zeros(3), b=torch.zeros(3, 1))
