@@ -8,14 +8,25 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "AutoModelForCausalLMWithValueHead": "lit_rlhf.models.value_model",
     "BackboneConfig": "lit_rlhf.models.options",
     "DPOModule": "lit_rlhf.algorithms.dpo",
     "LoraOptions": "lit_rlhf.models.options",
     "LossTerm": "lit_rlhf.losses.terms",
     "ReferenceOptions": "lit_rlhf.models.options",
+    "ValueHead": "lit_rlhf.models.value_head",
 }
 
-__all__ = ["BackboneConfig", "DPOModule", "LoraOptions", "LossTerm", "ReferenceOptions", "__version__"]
+__all__ = [
+    "AutoModelForCausalLMWithValueHead",
+    "BackboneConfig",
+    "DPOModule",
+    "LoraOptions",
+    "LossTerm",
+    "ReferenceOptions",
+    "ValueHead",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:
