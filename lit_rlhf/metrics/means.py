@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from lit_rlhf.metrics.sums import Sums
 from lit_rlhf.ranks import gather_texts, sum_over_ranks
 
 
-class Means(Metric):
+class Means(Sums):
     """Means of named quantities over everything since the last reset, over all ranks.
 
     One vector of sums and one of counts, so that one reduction serves all names. The state is part of checkpoints: a
@@ -35,16 +35,13 @@ class Means(Metric):
         {'loss': tensor(2.)}
     """
 
-    full_state_update = False
-
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
         self.names = tuple(names)
         self.sums: Tensor
         self.counts: Tensor
-        zeros = torch.zeros(len(self.names))
-        self.add_state("sums", zeros.clone(), dist_reduce_fx="sum", persistent=True)
-        self.add_state("counts", zeros.clone(), dist_reduce_fx="sum", persistent=True)
+        self.add_sum("sums", len(self.names), dtype=torch.float32)
+        self.add_sum("counts", len(self.names), dtype=torch.float32)
         self._parts: dict[str, Tensor] = {}  # (sum, count) of each; the count of a share is not a number
 
     def update(self, values: Mapping[str, tuple[Tensor | float, Tensor | float | None]]) -> None:
@@ -70,11 +67,7 @@ class Means(Metric):
                 raise ValueError(f"no metric '{name}'; there are: {', '.join(self.names)}")
 
     def _apply(self, *args: Any, **kwargs: Any) -> Means:
-        """Move between devices, but stay in float32: a sum in bfloat16 stops growing at 256."""
         super()._apply(*args, **kwargs)
-        for name in ("sums", "counts"):
-            setattr(self, name, getattr(self, name).float())
-            self._defaults[name] = torch.zeros_like(self.sums)
         self._parts = {name: part.to(self.sums.device) for name, part in self._parts.items()}
         return self
 
@@ -85,15 +78,21 @@ class Means(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The means, float32 scalars; names that counted nothing are left out."""
-        whole = {
-            name: self.sums[index] / self.counts[index]
-            for index, name in enumerate(self.names)
-            if float(self.counts[index]) != 0
-        }
-        return {**whole, **self._means_of_parts()}
+        return {name: total / count for name, (total, count) in self._reported(self.sums, self.counts).items()}
 
-    def _means_of_parts(self) -> dict[str, Tensor]:
-        """Means by source, where there are several, and shares by reason; ranks may have met different ones."""
+    def num_counted(self) -> dict[str, Tensor]:
+        """What each mean is over, float32 scalars over all ranks, which must all ask."""
+        sums, counts = sum_over_ranks(torch.stack([self.sums, self.counts]))
+        return {name: count for name, (_, count) in self._reported(sums, counts).items()}
+
+    def _reported(self, sums: Tensor, counts: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sum and count of all ranks by name, those of names given; those that counted nothing are left out."""
+        pairs = zip(self.names, sums, counts, strict=True)
+        whole = {name: (total, count) for name, total, count in pairs if float(count) != 0}
+        return {**whole, **self._reported_parts(counts)}
+
+    def _reported_parts(self, counts: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sum and count by source, where there are several, and by reason; ranks may have met different ones."""
         mine = json.dumps(sorted(self._parts))
         names = sorted({name for text in gather_texts(mine, self.sums.device) for name in json.loads(text)})
         if not names:
@@ -103,11 +102,11 @@ class Means(Metric):
         means, shares = {}, {}
         for name, (total, count) in zip(names, parts, strict=True):
             if torch.isnan(count):
-                shares[name] = total / self.counts[self.names.index(self._quantity(name))]
+                shares[name] = total, counts[self.names.index(self._quantity(name))]
             elif count != 0:
-                means[name] = total / count
+                means[name] = total, count
         quantities = Counter(map(self._quantity, means))
-        return {**{name: mean for name, mean in means.items() if quantities[self._quantity(name)] > 1}, **shares}
+        return {**{name: pair for name, pair in means.items() if quantities[self._quantity(name)] > 1}, **shares}
 
     def _quantity(self, name: str) -> str:
         """The announced name that a name/source or name/reason is a part of."""

@@ -44,3 +44,18 @@ def test_half_precision_does_not_reach_the_sums():
         means.update({"a": (1000.0, 999)})
         means.update({"a": (1.0, 1)})
     assert float(means.compute()["a"]) == pytest.approx(1.001, rel=1e-6)
+
+
+def test_what_each_mean_is_over():
+    means = Means(["a", "b", "c"])
+    assert means.num_counted() == {}
+    means.update({"a/x": (3.0, 4), "a/y": (1.0, 1), "a": (4.0, 5), "a/why": (1.0, None), "b/only": (1.0, 1)})
+    means.update({"a/x": (1.0, 2), "b": (1.0, 2)})
+    assert set(means.num_counted()) == set(means.compute())
+    assert {name: int(count) for name, count in means.num_counted().items()} == {
+        "a": 5,
+        "b": 2,
+        "a/x": 6,
+        "a/y": 1,
+        "a/why": 5,
+    }
