@@ -28,7 +28,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpo import commit, hardware
+from side_by_side import commit, hardware
 
 HERE = Path(__file__).parent
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".arrow")

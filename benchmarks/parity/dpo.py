@@ -10,27 +10,21 @@ Exits with an error if a loss differs by more than 1e-4 relative at any step. ``
 
 from __future__ import annotations
 
-import argparse
-import gzip
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from beside_trl import Plan, fit, parser, rows_that_fit, run_both, tokens_of, write_rows
 from lightning.pytorch import Callback, LightningModule, Trainer
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 import lit_rlhf.losses
-from datamodules import PreferenceDataModule
 from lit_rlhf import BackboneConfig, DPOModule
 from lit_rlhf.losses.terms import LossTerm
 from lit_rlhf.schedules import WarmupDecay
 from lit_rlhf.types import PreferenceBatch
 
-TOLERANCE = 1e-4
 SETTINGS: dict[str, dict[str, Any]] = {
     "sigmoid": {"losses": ["sigmoid"], "weights": [1.0], "beta": 0.1},
     "ipo": {"losses": ["ipo"], "weights": [1.0], "beta": 0.1},
@@ -38,7 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "apo_zero": {"losses": ["apo_zero"], "weights": [1.0], "beta": 0.1},
     "mpo": {"losses": ["sigmoid", "bco_pair", "sft"], "weights": [0.8, 0.2, 1.0], "beta": 0.1},
 }
-# The gradient's norm crosses 7 from step to step, so that clipping counts; our token budget changes no number.
+# The gradient's norm crosses 7 from step to step, so that clipping counts.
 NUMBERS: dict[str, Any] = {
     "steps": 20,
     "batch_size": 4,
@@ -46,29 +40,7 @@ NUMBERS: dict[str, Any] = {
     "token_budget": 1024,
     "lr": 1e-3,
     "max_grad_norm": 7.0,
-    "settings": SETTINGS,
 }
-ASSISTANT = "\n\nAssistant:"
-
-
-def hh_rows(path: Path, model: str, num_rows: int, max_length: int) -> list[dict[str, str]]:
-    """The first rows of an HH file that need no truncation and have two responses to one prompt."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    rows: list[dict[str, str]] = []
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-        for line in lines:
-            (prompt, chosen), (other, rejected) = (_last_turn(json.loads(line)[key]) for key in ("chosen", "rejected"))
-            longest = max(len(tokenizer(prompt + text).input_ids) for text in (chosen, rejected))
-            if prompt == other and chosen.strip() and rejected.strip() and chosen != rejected and longest < max_length:
-                rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
-            if len(rows) == num_rows:
-                return rows
-    raise ValueError(f"{path} holds {len(rows)} rows under {max_length} tokens, {num_rows} are needed")
-
-
-def _last_turn(dialogue: str) -> tuple[str, str]:
-    end = dialogue.rindex(ASSISTANT) + len(ASSISTANT)
-    return dialogue[:end], dialogue[end:]
 
 
 def write_adapter(model: str, folder: Path) -> None:
@@ -99,18 +71,10 @@ class Losses(Callback):
     ) -> None:
         """Keep what one step came to."""
         self.losses.append(outputs["loss"].item())
-        for pairs in batch.micro_batches:
-            forest = pairs.forest
-            segments = forest.tokens.split(forest.lengths)
-            for row, chosen, rejected in zip(pairs.rows, pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True):
-                leaves = forest.leaves[chosen], forest.leaves[rejected]
-                root = forest.parents[leaves[0]]
-                names = ("prompt_ids", "chosen_ids", "rejected_ids")
-                texts = (segments[segment].tolist() for segment in (root, *leaves))
-                self.tokens[int(row.rpartition(":")[2])] = dict(zip(names, texts, strict=True))
+        self.tokens.update(tokens_of(batch))
 
 
-def run(plan: dict[str, Any], settings: dict[str, Any]) -> Losses:
+def run(plan: Plan, settings: dict[str, Any]) -> Losses:
     """Train with one loss, the way TRL's side does."""
     parts = zip(settings["losses"], settings["weights"], strict=True)
     module = DPOModule(
@@ -120,41 +84,26 @@ def run(plan: dict[str, Any], settings: dict[str, Any]) -> Losses:
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=plan["lr"], weight_decay=0.0),
         lr_scheduler=lambda optimizer: WarmupDecay(optimizer, decay="constant"),
     )
-    data = PreferenceDataModule(
-        plan["rows"],
-        tokenizer=plan["model"],
-        batch_size=plan["batch_size"],
-        max_length=plan["max_length"],
-        token_budget=plan["token_budget"],
-        shuffle_buffer=0,
-    )
-    watch = Losses()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=plan["steps"],
-        gradient_clip_val=plan["max_grad_norm"],
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[watch],
-        default_root_dir=plan["scratch"],
-    )
-    trainer.fit(module, datamodule=data)
+    fit(module, plan["rows"], plan, watch := Losses())
     return watch
 
 
-def make_plan(folder: Path, model: str, data: Path, numbers: dict[str, Any]) -> dict[str, Any]:
+def make_plan(folder: Path, model: str, data: Path, numbers: dict[str, Any]) -> Plan:
     """Write rows and adapter into a folder; what both sides are told."""
-    rows = hh_rows(data, model, numbers["steps"] * numbers["batch_size"], numbers["max_length"])
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = rows_that_fit(data, model, numbers["steps"] * numbers["batch_size"], numbers["max_length"])
     write_adapter(model, folder / "adapter")
-    paths = {name: str(folder / name) for name in ("rows.jsonl", "adapter", "scratch")}
-    return {**numbers, "model": str(Path(model).resolve()), "rows": paths.pop("rows.jsonl"), **paths}
+    return {
+        **numbers,
+        "numbers": numbers,
+        "settings": SETTINGS,
+        "model": str(Path(model).resolve()),
+        "rows": write_rows(rows, folder / "rows.jsonl"),
+        "adapter": str(folder / "adapter"),
+        "scratch": str(folder / "scratch"),
+    }
 
 
-def compare(plan: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
+def compare(plan: Plan, theirs: dict[str, Any]) -> dict[str, float]:
     """Run our side of every setting; the worst relative difference of its losses to TRL's."""
     worst = {}
     for name, settings in plan["settings"].items():
@@ -170,28 +119,9 @@ def compare(plan: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     """Prepare the start, run both sides, compare."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trl-python", required=True, help="interpreter of an environment with TRL 1.16")
-    parser.add_argument("--model", required=True, help="folder of a small Llama and its tokenizer")
-    parser.add_argument("--data", type=Path, required=True, help="rows in Anthropic's HH form, .jsonl or .jsonl.gz")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--golden", type=Path, help="also keep TRL's losses here, for the tests")
-    options = parser.parse_args()
-    out = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    plan = make_plan(out, options.model, options.data, NUMBERS)
-    (out / "plan.json").write_text(json.dumps(plan))
+    options = parser(__doc__, is_start_embedded=False).parse_args()
     script = Path(__file__).with_name("dpo_trl.py")
-    subprocess.run([options.trl_python, str(script), str(out / "plan.json")], check=True)
-    theirs = json.loads((out / "trl.json").read_text())
-    if options.golden:
-        losses = {name: theirs[name] for name in SETTINGS}
-        golden = {"trl": theirs["version"], "numbers": NUMBERS, "losses": losses}
-        options.golden.write_text(json.dumps(golden, indent=1) + "\n")
-    worst = compare(plan, theirs)
-    (out / "parity.json").write_text(json.dumps(worst))
-    if bad := [name for name, difference in worst.items() if not difference <= TOLERANCE]:
-        sys.exit(f"more than {TOLERANCE:.0e} relative apart: {', '.join(bad)}")
+    run_both(script, options, lambda out: make_plan(out, options.model, options.data, NUMBERS), compare)
 
 
 if __name__ == "__main__":

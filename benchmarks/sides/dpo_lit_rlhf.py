@@ -2,109 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
-import lightning
-import peft
-import torch
-import transformers
-from lightning.pytorch import Callback, LightningModule, Trainer
-from meter import Meter
+from steps_lit_rlhf import backbone, run
 
-import lit_rlhf
-from datamodules import PreferenceDataModule
-from lit_rlhf import BackboneConfig, DPOModule, LoraOptions
+from lit_rlhf import DPOModule
 from lit_rlhf.algorithms.dpo import ReferenceOptions
-from lit_rlhf.types import PreferenceBatch
 
 
-class Watch(Callback):
-    """Feeds the meter, and counts tokens."""
-
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-        self.counts: list[dict[str, int]] = []
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The model is loaded."""
-        self.meter.begin()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
-    ) -> None:
-        """A step has ended."""
-        self.meter.step()
-        self.counts.append(_count(batch))
-
-
-def _count(batch: PreferenceBatch) -> dict[str, int]:
-    """Tokens of one step: real (a prompt once per response), unique (once per pair), and scored."""
-    real = unique = scored = 0
-    for pairs in batch.micro_batches:
-        forest = pairs.forest
-        unique += forest.num_tokens
-        scored += len(forest.targets)
-        real += sum(forest.lengths[segment] for leaf in forest.leaves for segment in forest.path(leaf))
-    return {"real": real, "unique": unique, "scored": scored}
-
-
-def train(plan: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
-    """Train the steps of the plan."""
-    watch = Watch(Meter(plan["device"], plan["warmup"]))
-    lora = LoraOptions(r=plan["lora"]["r"], alpha=plan["lora"]["lora_alpha"])
-    module = DPOModule(
-        BackboneConfig(
-            plan["model"],
-            quantization=plan["quantization"],
-            dtype=plan["dtype"],
-            gradient_checkpointing=setting["gradient_checkpointing"],
-            fused=setting["fused"],
-            lora=lora,
-        ),
-        reference=ReferenceOptions(cache=setting["cached_reference"], cache_folder=plan["cache"]),
-    )
-    data = PreferenceDataModule(
-        plan["rows"],
-        tokenizer=plan["model"],
-        batch_size=plan["batch_size"],
-        token_budget=setting["token_budget"],
-        max_length=plan["max_length"],
-        truncation="response_right",
-        shuffle_buffer=0,
-    )
-    trainer = Trainer(
-        accelerator="cpu" if plan["device"] == "cpu" else "gpu",
-        devices=1,
-        precision="bf16-mixed" if plan["dtype"] == "bfloat16" else "32-true",
-        max_steps=plan["steps"],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[watch],
-        default_root_dir=plan["scratch"],
-    )
-    trainer.fit(module, datamodule=data)
-    versions = {package.__name__: package.__version__ for package in (lit_rlhf, lightning, transformers, peft, torch)}
-    counts = {name: sum(step[name] for step in watch.counts[plan["warmup"] :]) for name in watch.counts[0]}
-    return {**watch.meter.result(), "tokens": counts, "versions": versions}
-
-
-def main() -> None:
-    """Measure one setting of a plan."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("plan", type=Path)
-    parser.add_argument("setting", type=json.loads)
-    parser.add_argument("out", type=Path)
-    options = parser.parse_args()
-    plan = json.loads(options.plan.read_text())
-    if plan["device"] == "cpu":
-        torch.set_num_threads(1)
-    options.out.write_text(json.dumps(train(plan, options.setting)))
+def make(plan: dict[str, Any], setting: dict[str, Any]) -> DPOModule:
+    """The module to train."""
+    reference = ReferenceOptions(cache=setting["cached_reference"], cache_folder=plan["cache"])
+    return DPOModule(backbone(plan, setting), reference=reference)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, make)

@@ -1,0 +1,122 @@
+"""What the comparisons of training runs with TRL share: their rows, our Trainer, and the course of a comparison."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from transformers import AutoTokenizer
+
+from datamodules import PreferenceDataModule
+from lit_rlhf.types import PreferenceBatch
+
+sys.path.append(str(Path(__file__).parents[1]))
+from hh_rows import read_rows
+
+TOLERANCE = 1e-4
+
+Plan = dict[str, Any]
+
+
+def rows_that_fit(path: Path, model: str, num_rows: int, max_length: int) -> list[dict[str, str]]:
+    """The first rows of an HH file that need no truncation."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def longest(row: dict[str, str]) -> int:
+        return max(len(tokenizer(row["prompt"] + row[key]).input_ids) for key in ("chosen", "rejected"))
+
+    rows = list(islice((row for row in read_rows(path) if longest(row) < max_length), num_rows))
+    if len(rows) < num_rows:
+        raise ValueError(f"{path} holds {len(rows)} rows under {max_length} tokens, {num_rows} are needed")
+    return rows
+
+
+def write_rows(rows: list[dict[str, Any]], file: Path) -> str:
+    """Write rows as .jsonl; the file's name."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def tokens_of(batch: PreferenceBatch) -> dict[int, dict[str, list[int]]]:
+    """Tokens of prompt, chosen and rejected of every row, by row number."""
+    tokens = {}
+    for pairs in batch.micro_batches:
+        forest = pairs.forest
+        segments = forest.tokens.split(forest.lengths)
+        for row, chosen, rejected in zip(pairs.rows, pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True):
+            leaves = forest.leaves[chosen], forest.leaves[rejected]
+            texts = (segments[segment].tolist() for segment in (forest.parents[leaves[0]], *leaves))
+            names = ("prompt_ids", "chosen_ids", "rejected_ids")
+            tokens[int(row.rpartition(":")[2])] = dict(zip(names, texts, strict=True))
+    return tokens
+
+
+def fit(module: LightningModule, rows: str, plan: Plan, watch: Callback) -> None:
+    """Train as TRL's side does: rows in order, every step logged. Our token budget changes no number."""
+    data = PreferenceDataModule(
+        rows,
+        tokenizer=plan["model"],
+        batch_size=plan["batch_size"],
+        max_length=plan["max_length"],
+        token_budget=plan["token_budget"],
+        shuffle_buffer=0,
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=plan["steps"],
+        gradient_clip_val=plan["max_grad_norm"],
+        log_every_n_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[watch],
+        default_root_dir=plan["scratch"],
+    )
+    trainer.fit(module, datamodule=data)
+
+
+def parser(doc: str, is_start_embedded: bool) -> argparse.ArgumentParser:
+    """The command line that all comparisons have; model and rows may be left out where there are embedded ones."""
+    options = argparse.ArgumentParser(description=doc.splitlines()[0])
+    options.add_argument("--trl-python", required=True, help="interpreter of an environment with TRL 1.16")
+    options.add_argument("--model", required=not is_start_embedded, help="folder of a small Llama and its tokenizer")
+    options.add_argument(
+        "--data", type=Path, required=not is_start_embedded, help="rows in Anthropic's HH form, .jsonl or .jsonl.gz"
+    )
+    options.add_argument("--out", type=Path, required=True)
+    options.add_argument("--golden", type=Path, help="also keep TRL's numbers here, for the tests")
+    return options
+
+
+def run_both(
+    script: Path,
+    options: argparse.Namespace,
+    make_plan: Callable[[Path], Plan],
+    compare: Callable[[Plan, dict[str, Any]], dict[str, float]],
+) -> None:
+    """Make the start, let TRL's ``script`` and our side train from it, and exit with an error if they differ."""
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    plan = make_plan(out)
+    (out / "plan.json").write_text(json.dumps(plan))
+    subprocess.run([options.trl_python, str(script), str(out / "plan.json")], check=True)
+    theirs = json.loads((out / "trl.json").read_text())
+    if options.golden:
+        golden = {
+            "trl": theirs["version"],
+            "numbers": plan["numbers"],
+            "runs": {name: theirs[name] for name in plan["settings"]},
+        }
+        options.golden.write_text(json.dumps(golden) + "\n")
+    worst = compare(plan, theirs)
+    (out / "parity.json").write_text(json.dumps(worst))
+    if bad := [name for name, difference in worst.items() if not difference <= TOLERANCE]:
+        sys.exit(f"more than {TOLERANCE:.0e} apart: {', '.join(bad)}")
