@@ -2,8 +2,10 @@
 
 TRL's last release that has the class is 1.10; run its side in an environment of its own:
 
-    TRL benchmarks/parity/value_head_trl.py write trl OUT       python benchmarks/parity/value_head_trl.py read lit_rlhf OUT
-    python benchmarks/parity/value_head_trl.py write lit_rlhf OUT      TRL benchmarks/parity/value_head_trl.py read trl OUT
+    TRL benchmarks/parity/value_head_trl.py write trl OUT
+    python benchmarks/parity/value_head_trl.py read lit_rlhf OUT
+
+and the other way round: ``write lit_rlhf`` here, ``read trl`` there. ``read`` prints the worst difference by folder.
 
 ``write trl`` makes ``OUT/values.json``, which is kept as tests/golden/trl_value_head.json. The models are tiny, and
 every weight is a formula, so that they are the same under every version of everything.

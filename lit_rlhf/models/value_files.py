@@ -111,7 +111,7 @@ def _load_causal_lm(name: str, *args: Any, **kwargs: Any) -> PreTrainedModel:
                 local_or_hub(name), *args, trust_remote_code=False, **{**kwargs, "output_loading_info": True}
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"'{name}' cannot be loaded: {error}") from error
+        raise ValueError(f"'{name}' cannot be loaded: {_in_one_line(error)}") from error
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:4])
         raise ValueError(f"'{name}' is no causal language model: its checkpoint lacks {missing}")
@@ -120,9 +120,13 @@ def _load_causal_lm(name: str, *args: Any, **kwargs: Any) -> PreTrainedModel:
 
 def _put_on(model: PreTrainedModel, adapter: str, is_trainable: bool, where: dict[str, Any]) -> PeftModel:
     try:
-        return PeftModel.from_pretrained(model, local_or_hub(adapter), is_trainable=is_trainable, **where)
+        return PeftModel.from_pretrained(model, local_or_hub(adapter), is_trainable=is_trainable, **where).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"adapter '{adapter}' does not fit '{model.name_or_path}': {error}") from error
+        raise ValueError(f"adapter '{adapter}' does not fit '{model.name_or_path}': {_in_one_line(error)}") from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _folder(name: str, wanted: tuple[str, ...], where: dict[str, Any]) -> Path:

@@ -15,6 +15,8 @@ Shape letters: B sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,13 +150,9 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             kwargs["logits_to_keep"] = logits_to_keep
         kwargs = self._inputs(input_ids, past_key_values, attention_mask, **kwargs)
         kwargs["use_cache"] |= return_past_key_values
-        states: list[Tensor] = []
-        hook = self._decoder.register_forward_hook(lambda _, __, output: states.append(output[0]))
-        try:
+        with self._seen_states() as states:
             output = self.pretrained_model(**kwargs, return_dict=True)
-        finally:
-            hook.remove()
-        found = (output.logits.float(), output.loss, self._values(states[0]))
+        found = (output.logits.float(), output.loss, self._values(states[-1]))
         return (*found, output.past_key_values) if return_past_key_values else found
 
     def values(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -170,7 +168,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As ``generate`` of the model."""
-        return self.pretrained_model.generate(*args, **kwargs)
+        return cast(Any, self.pretrained_model).generate(*args, **kwargs)
 
     def save_pretrained(
         self, save_directory: str | Path, *, state_dict: dict[str, Tensor] | None = None, max_shard_size: str = "50GB"
@@ -229,6 +227,18 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
     def _decoder(self) -> nn.Module:
         """All of the model that lies below its output head."""
         return self._base.base_model
+
+    @contextmanager
+    def _seen_states(self) -> Iterator[list[Tensor]]:
+        """Last hidden states (B, T, H) as they pass; those that reach the output head come last."""
+        states: list[Tensor] = []
+        below = {self._decoder, self._base.get_decoder()}  # OPT's own forward skips the first of them
+        hooks = [part.register_forward_hook(lambda _, __, output: states.append(output[0])) for part in below]
+        try:
+            yield states
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _inputs(
         self, input_ids: Tensor | None, past_key_values: Any, attention_mask: Tensor | None, **kwargs: Any
