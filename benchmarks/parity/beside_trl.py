@@ -25,15 +25,15 @@ TOLERANCE = 1e-4
 Plan = dict[str, Any]
 
 
-def rows_that_fit(path: Path, model: str, num_rows: int, max_length: int) -> list[dict[str, str]]:
-    """The first rows of an HH file that need no truncation."""
+def rows_that_fit(path: Path, model: str, max_length: int, num_rows: int | None = None) -> list[dict[str, str]]:
+    """The first rows of an HH file that need no truncation; all of them unless so many are asked for."""
     tokenizer = AutoTokenizer.from_pretrained(model)
 
     def longest(row: dict[str, str]) -> int:
         return max(len(tokenizer(row["prompt"] + row[key]).input_ids) for key in ("chosen", "rejected"))
 
     rows = list(islice((row for row in read_rows(path) if longest(row) < max_length), num_rows))
-    if len(rows) < num_rows:
+    if num_rows and len(rows) < num_rows:
         raise ValueError(f"{path} holds {len(rows)} rows under {max_length} tokens, {num_rows} are needed")
     return rows
 
@@ -58,7 +58,7 @@ def tokens_of(batch: PreferenceBatch) -> dict[int, dict[str, list[int]]]:
     return tokens
 
 
-def fit(module: LightningModule, rows: str, plan: Plan, watch: Callback) -> None:
+def fit(module: LightningModule, rows: str, plan: Plan, watch: Callback) -> Trainer:
     """Train as TRL's side does: rows in order, every step logged. Our token budget changes no number."""
     data = PreferenceDataModule(
         rows,
@@ -81,6 +81,7 @@ def fit(module: LightningModule, rows: str, plan: Plan, watch: Callback) -> None
         default_root_dir=plan["scratch"],
     )
     trainer.fit(module, datamodule=data)
+    return trainer
 
 
 def parser(doc: str, is_start_embedded: bool) -> argparse.ArgumentParser:

@@ -90,7 +90,7 @@ def run(plan: Plan, settings: dict[str, Any]) -> Losses:
 
 def make_plan(folder: Path, model: str, data: Path, numbers: dict[str, Any]) -> Plan:
     """Write rows and adapter into a folder; what both sides are told."""
-    rows = rows_that_fit(data, model, numbers["steps"] * numbers["batch_size"], numbers["max_length"])
+    rows = rows_that_fit(data, model, numbers["max_length"], numbers["steps"] * numbers["batch_size"])
     write_adapter(model, folder / "adapter")
     return {
         **numbers,
