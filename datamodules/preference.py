@@ -1,23 +1,24 @@
-"""The data module for preferences: pairs, rankings and thumbs from any source, packed to a token budget."""
+"""The data module for judged responses: pairs, rankings, thumbs, grades and steps from any source."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.encoding.preferences import Pairing, preferences_of
-from datamodules.encoding.responses import ResponseEncoder, ResponseTexts, ResponseTokens
+from datamodules.encoding.preferences import Pairing
+from datamodules.encoding.responses import ResponseEncoder
+from datamodules.encoding.steps import StepEncoder
 from datamodules.encoding.truncation import Truncation
-from datamodules.making import OnBadRow, Outcome
+from datamodules.kinds import GradedTask, PairTask, StepTask, ThumbTask
+from datamodules.making import OnBadRow
 from datamodules.options import SourceLike
-from datamodules.packing import TokenTree, pack_trees, pack_unpaired
-from datamodules.records import BadRowError, Record, Response
 from datamodules.streamed import StreamedDataModule, at_least
-from lit_rlhf.types import Cursor, PreferenceBatch, UnpairedBatch
+from lit_rlhf.types import GradedBatch, JudgedStepsBatch, PreferenceBatch, UnpairedBatch
 
-Kind = Literal["pairs", "unpaired"]
+Kind = Literal["pairs", "unpaired", "graded", "steps"]
 Trained = Literal["response", "assistant"]
 
 
@@ -39,11 +40,15 @@ class PreferenceDataModule(StreamedDataModule):
             max_length of it, then the end of the responses. response_right: cut the end, and drop the row if the
             prompt fills max_length. drop: drop the row.
         kind: pairs: a better and a worse response, for DPO and reward models. unpaired: each response with a thumb up
-            or down; of pairs, the chosen is up and the rejected down.
+            or down; of pairs, the chosen is up and the rejected down. graded: every response of any row, with its rank
+            and grades, for reward models. steps: responses judged step by step, for process reward models.
         pairing: which pairs a row of more than two ranked responses gives. all: every two of different rank.
             best_worst: the first best against the last worst.
         trained: which tokens of a response count. response: all. assistant: in responses of several turns, those of the
             assistant alone.
+        objectives: what graded responses are graded by: names of columns, or score for the score that a ranking gives.
+        step_separator: what is written behind each step of a response that is judged step by step.
+        group_by: column whose value takes the place of the source's name in metrics, such as subset.
         on_bad_row: raise: stop at a row that cannot be used, with its address. drop: drop and count it.
         shuffle_buffer: rows held in memory to draw the training order from; 0 for file order.
         seed: seed of the training order.
@@ -65,6 +70,9 @@ class PreferenceDataModule(StreamedDataModule):
         kind: Kind = "pairs",
         pairing: Pairing = "all",
         trained: Trained = "response",
+        objectives: Sequence[str] = ("score",),
+        step_separator: str = "\n",
+        group_by: str | None = None,
         on_bad_row: OnBadRow = "raise",
         shuffle_buffer: int = 10_000,
         seed: int = 0,
@@ -74,126 +82,32 @@ class PreferenceDataModule(StreamedDataModule):
         super().__init__(splits, tokenizer, chat_template, batch_size, on_bad_row, shuffle_buffer, seed, num_workers)
         at_least(1, token_budget=token_budget)
         if kind not in get_args(Kind):
-            raise ValueError(f"data.kind is {kind!r}; it must be {' or '.join(get_args(Kind))}")
+            raise ValueError(f"data.kind is {kind!r}; it must be one of {', '.join(get_args(Kind))}")
         self.token_budget = token_budget
         self.max_length = max_length
         self.truncation: Truncation = truncation
         self.kind: Kind = kind
         self.pairing: Pairing = pairing
         self.trained: Trained = trained
+        self.objectives = tuple(objectives)
+        self.step_separator = step_separator
+        self.group_by = group_by
         self.examples = "pairs" if kind == "pairs" else "responses"
 
-    def task(self) -> PairTask | ThumbTask:
-        """Tell better from worse, or good from bad."""
-        settings = self.tokenizer, self.max_length, self.truncation, self.trained, self.token_budget
-        return PairTask(*settings, self.pairing) if self.kind == "pairs" else ThumbTask(*settings)
+    def task(self) -> PairTask | ThumbTask | GradedTask | StepTask:
+        """What the rows are for."""
+        reading = self.tokenizer, self.max_length, self.truncation
+        encoder = ResponseEncoder(*reading, self.trained)
+        if self.kind == "steps":
+            encoder = StepEncoder(*reading, self.step_separator)
+        make: dict[Kind, Callable[..., PairTask | ThumbTask | GradedTask | StepTask]] = {
+            "pairs": partial(PairTask, pairing=self.pairing),
+            "unpaired": ThumbTask,
+            "graded": partial(GradedTask, objectives=self.objectives),
+            "steps": StepTask,
+        }
+        return make[self.kind](encoder, self.token_budget, self.group_by)
 
-    def num_examples(self, batch: PreferenceBatch | UnpairedBatch) -> int:
+    def num_examples(self, batch: PreferenceBatch | UnpairedBatch | GradedBatch | JudgedStepsBatch) -> int:
         """Count the pairs or judged responses of a batch."""
         return sum(len(part.rows) for part in batch.micro_batches)
-
-
-class ResponseTask(ResponseEncoder):
-    """Records to responses of limited length, in batches of micro-batches.
-
-    Args:
-        tokenizer: any Hugging Face tokenizer.
-        max_length: most tokens of prompt and response together.
-        truncation: what happens to longer rows.
-        trained: which tokens of a response count.
-        token_budget: tokens per micro-batch.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        truncation: Truncation,
-        trained: Trained,
-        token_budget: int,
-    ) -> None:
-        super().__init__(tokenizer, max_length, truncation, trained)
-        self.token_budget = token_budget
-
-    def lengths(self, tokens: ResponseTokens) -> dict[str, int]:
-        """Tokens of the prompt, of the longest response, and of both."""
-        longest = max(len(response.tokens) for response in tokens.responses)
-        return {"prompt": len(tokens.prompt), "response": longest, "whole": len(tokens.prompt) + longest}
-
-
-class PairTask(ResponseTask):
-    """Records to pairs of a better and a worse response.
-
-    Args:
-        tokenizer: any Hugging Face tokenizer.
-        max_length: most tokens of prompt and response together.
-        truncation: what happens to longer rows.
-        trained: which tokens of a response count.
-        token_budget: tokens per micro-batch.
-        pairing: which pairs a row of more than two ranked responses gives.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        truncation: Truncation,
-        trained: Trained,
-        token_budget: int,
-        pairing: Pairing,
-    ) -> None:
-        super().__init__(tokenizer, max_length, truncation, trained, token_budget)
-        self.pairing: Pairing = pairing
-
-    def render(self, record: Record) -> ResponseTexts | ResponseTokens:
-        """Write the texts of a record, if it prefers one response to another."""
-        if preferences_of(record, self.pairing):
-            return super().render(record)
-        if len(record.responses) > 1:
-            raise BadRowError("no_pair", "all responses are of one rank, so none is better than another")
-        if record.responses and record.responses[0].label is not None:
-            message = "one response with a thumb is no pair; set data.kind=unpaired, or give 'chosen' and 'rejected'"
-            raise BadRowError("no_pair", message)
-        found, reader = "a prompt without responses", "PromptDataModule"
-        if record.responses:
-            found, reader = "one response, and nothing to compare it with", "SFTDataModule"
-        message = f"read as {record.form}: {found}; a preference has 'chosen' and 'rejected' ({reader} takes such rows)"
-        raise BadRowError("no_pair", message)
-
-    def pack(self, examples: Sequence[Outcome], notes: Mapping[str, int], cursor: Cursor) -> PreferenceBatch:
-        """Make the batch of a step."""
-        trees = []
-        for row, record, _, tokens, _ in examples:
-            assert record is not None
-            pairs = preferences_of(record, self.pairing, tokens.kept)
-            trees.append(TokenTree(tokens.prompt, tokens.responses, pairs, (), row.address, row.source))
-        return pack_trees(trees, self.token_budget, notes, cursor)
-
-
-class ThumbTask(ResponseTask):
-    """Records to responses with a thumb up or down each; of a ranking the best is up, and the worst down."""
-
-    def render(self, record: Record) -> ResponseTexts | ResponseTokens:
-        """Write the texts of a record, if its responses were judged."""
-        return super().render(record._replace(responses=_judged(record)))
-
-    def pack(self, examples: Sequence[Outcome], notes: Mapping[str, int], cursor: Cursor) -> UnpairedBatch:
-        """Make the batch of a step."""
-        trees = []
-        for row, record, _, tokens, _ in examples:
-            assert record is not None
-            labels = [bool(response.label) for response in _judged(record)]
-            trees.append(TokenTree(tokens.prompt, tokens.responses, (), labels, row.address, row.source))
-        return pack_unpaired(trees, self.token_budget, notes, cursor)
-
-
-def _judged(record: Record) -> tuple[Response, ...]:
-    """The responses that have a label, or the two that a ranking tells apart."""
-    judged = tuple(response for response in record.responses if response.label is not None)
-    if judged:
-        return judged
-    if len({response.rank for response in record.responses}) < 2:
-        message = f"read as {record.form}: nobody judged its response; give 'label', or 'chosen' and 'rejected'"
-        raise BadRowError("no_label", message)
-    best_first = sorted(record.responses, key=lambda response: response.rank)
-    return best_first[0]._replace(label=True), best_first[-1]._replace(label=False)

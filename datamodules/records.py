@@ -38,6 +38,18 @@ class Layout(NamedTuple):
     tags: Mapping[str, str] = {}
 
 
+class Step(NamedTuple):
+    """A part of an answer that was judged by itself.
+
+    Args:
+        text: what it says.
+        label: from 0 (wrong) to 1 (right); None = not judged.
+    """
+
+    text: str
+    label: float | None
+
+
 class Response(NamedTuple):
     """One answer to a prompt.
 
@@ -47,12 +59,18 @@ class Response(NamedTuple):
             A thumb up is rank 0, a thumb down rank 1.
         score: how good it is in the unit of the data, higher better; None where only the order is known.
         label: True = thumb up, False = thumb down, None = not judged alone.
+        number: where it stands among the answers as the row lists them, from 0.
+        columns: what the row says of this answer beside its text, by name, such as ``helpfulness``.
+        steps: its parts, where they were judged one by one.
     """
 
     text: Text
     rank: int = 0
     score: float | None = None
     label: bool | None = None
+    number: int = 0
+    columns: Mapping[str, Any] = {}
+    steps: tuple[Step, ...] = ()
 
 
 class Record(NamedTuple):
@@ -61,7 +79,8 @@ class Record(NamedTuple):
     Args:
         form: name of the form that the row was read by.
         prompt: text, messages, or token ids; may be empty.
-        responses: none for a prompt alone, one for an instruction or a thumb, two or more for a preference.
+        responses: none for a prompt alone, one for an instruction or a thumb, two or more for a preference; the best
+            first.
         margin: by how much the first of two responses is better, in the unit of the data; 0 where unknown.
         tools: JSON schemas of functions, for the chat template.
         template_kwargs: further variables for the chat template.

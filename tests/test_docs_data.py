@@ -39,6 +39,9 @@ FILES = {
     "mine.jsonl": {"ask": "1 + 1?", "better": "2", "worse": "3"},
     "thumbs.jsonl": {"prompt": "1 + 1 =", "completion": " 2", "label": True},
     "chats.jsonl": CHAT,
+    "grades.jsonl": {"prompt": "1 + 1 =", "response": " 2", "helpfulness": 4, "correctness": None},
+    "steps.jsonl": {"prompt": "1 + 1 + 1 =", "completions": ["1 + 1 is 2.", "2 + 1 is 4."], "labels": [True, False]},
+    "bench.jsonl": {**PAIR, "subset": "sums"},
 }
 ENTRY = {"file_name": "mine.jsonl", "columns": {"prompt": "ask", "chosen": "better", "rejected": "worse"}}
 
@@ -80,13 +83,21 @@ def test_its_code_runs(number: int, tiny_llama: Callable[..., Path], folder: Pat
 MIXED = {"ours": 40, "ultra.parquet": 5, "dialogues.jsonl": 20, "more": 20, "my_pairs": 20}
 
 
-@pytest.mark.parametrize(("number", "rows"), [(0, MIXED), (1, {"thumbs.jsonl": 20})])
+SEEN = [MIXED, {"thumbs.jsonl": 20}, {"grades.jsonl": 20}, {"steps.jsonl": 20}, {"sums": 20}]
+
+
+def test_it_shows_these_settings_and_no_others():
+    assert len(blocks("yaml")) == len(SEEN)
+
+
+@pytest.mark.parametrize(("number", "rows"), list(enumerate(SEEN)))
 def test_its_settings_are_read(number: int, rows: dict[str, int], folder: Path):
     settings = yaml.safe_load((ROOT / "configs/dpo.yaml").read_text()) | yaml.safe_load(blocks("yaml")[number])
     Path("run.yaml").write_text(yaml.safe_dump(settings))
     data = read_data(["--config", "run.yaml"])
     assert isinstance(data, PreferenceDataModule)
-    seen = [source for batch in data.train_dataloader() for part in batch.micro_batches for source in part.sources]
+    loader = data.test_dataloader() if number == SEEN.index({"sums": 20}) else data.train_dataloader()
+    seen = [source for batch in loader for part in batch.micro_batches for source in part.sources]
     assert Counter(seen) == rows
 
 
@@ -94,7 +105,8 @@ def test_every_key_and_type_is_named():
     keys = named(r"^\| (`path`.*?|`weight`|`name`|`config`.*?|`columns`.*?|`limit`) \|")
     assert keys == set(inspect.signature(Source).parameters)
     assert [suffix for suffix in SUFFIXES if not suffix.endswith(".gz") and f"{suffix}`" not in PAGE] == []
-    for kind in (types.PreferencePairs, types.UnpairedResponses, types.Instructions, types.Forest, types.Prompt):
+    responses = (types.PreferencePairs, types.UnpairedResponses, types.GradedResponses, types.JudgedSteps)
+    for kind in (*responses, types.Instructions, types.Forest, types.Prompt):
         assert [name for name in kind._fields if f"`{name}`" not in PAGE] == []
 
 

@@ -33,14 +33,14 @@ class ResponseTexts(NamedTuple):
         wholes: prompt and response, one for each.
         ranks: rank of each response, 0 the best; None where they were judged alone.
         is_plain: whether it is plain text: no chat template wrote the special tokens.
-        turns: ranges of characters of each whole that are assistant turns; None where everything is scored.
+        ranges: ranges of characters of each whole that are scored; None where all of a response is.
     """
 
     prompt: str
     wholes: tuple[str, ...]
     ranks: tuple[int, ...] | None
     is_plain: bool = False
-    turns: tuple[list[Range], ...] | None = None
+    ranges: tuple[Sequence[Range], ...] | None = None
 
 
 class ResponseTokens(NamedTuple):
@@ -52,7 +52,8 @@ class ResponseTokens(NamedTuple):
         kept: their indices in the record, ascending.
         ranks: their ranks, 0 the best; None where they were judged alone.
         truncated: what was cut: ``prompt``, ``response``.
-        dropped: why responses were left out, one reason for each: ``identical_responses``, ``identical_when_cut``.
+        dropped: why parts of the row were left out, one reason for each: ``identical_responses`` and
+            ``identical_when_cut`` for a response, ``cut_steps`` for a step.
     """
 
     prompt: list[int]
@@ -138,7 +139,8 @@ class ResponseEncoder:
             raise BadRowError("empty_prompt", message)
         if not all(any(response.scored) for response in tokens.responses):
             raise BadRowError("empty_response", "a response has no tokens that could be scored")
-        tokens = _distinct(tokens, BadRowError("identical_responses", "the responses have the same tokens"))
+        message = "the responses are identical: they have the same tokens"
+        tokens = _distinct(tokens, BadRowError("identical_responses", message))
         longest = max(len(response.tokens) for response in tokens.responses)
         keep, room, truncated = cut_to_length(len(tokens.prompt), longest, self.max_length, self.truncation)
         if not truncated:
@@ -156,31 +158,38 @@ class ResponseEncoder:
     ) -> ResponseTexts:
         prompt = self.chat.clean(cast("list[Message]", record.prompt or []))
         opening = self.chat.render_prompt(record, prompt) if prompt else ""
-        wholes, turns = zip(*(self._whole(record, prompt, opening, response) for response in responses), strict=True)
-        return ResponseTexts(opening, wholes, ranks, turns=turns if self.trained == "assistant" else None)
+        wholes, ranges = zip(*(self._whole(record, prompt, opening, response) for response in responses), strict=True)
+        return ResponseTexts(opening, wholes, ranks, ranges=None if None in ranges else ranges)
 
     def _whole(
         self, record: Record, prompt: list[Message], opening: str, response: list[Message]
-    ) -> tuple[str, list[Range]]:
-        """Render prompt and response; gives the assistant turns of the response too, where they are needed."""
+    ) -> tuple[str, list[Range] | None]:
+        """Render prompt and response, and say what of it is scored; None = all."""
         messages, first = _join(prompt, self.chat.clean(response))
         whole = self.chat.render(record, messages)
-        is_faithful = whole.startswith(opening) or self._opens_alike(record, prompt, opening, whole)
-        if is_faithful and self.trained == "response":
-            return whole, []
+        ranges = self._scored(record, response, messages, first, whole)
+        if whole.startswith(opening) or self._opens_alike(record, prompt, opening, whole):
+            return whole, ranges
         turns = self.finder.find(record, messages, whole)
-        shift = 0
-        if not is_faithful:
-            if first < len(prompt) or first not in turns:
-                raise BadRowError("chat_template", "the chat template renders the prompt otherwise before this answer")
-            start = turns[first].start
-            whole, shift = opening + whole[start:], len(opening) - start
-        ranges = [
-            (start + shift, end + shift)
+        if first < len(prompt) or first not in turns:
+            raise BadRowError("chat_template", "the chat template renders the prompt otherwise before this answer")
+        begin = turns[first].start
+        shift = len(opening) - begin
+        shifted = None if ranges is None else [(start + shift, end + shift) for start, end in ranges]
+        return opening + whole[begin:], shifted
+
+    def _scored(
+        self, record: Record, response: list[Message], messages: list[Message], first: int, whole: str
+    ) -> list[Range] | None:
+        """Ranges of a rendered conversation that are scored, all in a response that begins in message ``first``."""
+        if self.trained == "response":
+            return None
+        turns = self.finder.find(record, messages, whole)
+        return [
+            (start, end)
             for turn, (start, end, _) in sorted(turns.items())
             if turn >= first and response[turn - first].get("weight", 1)
         ]
-        return whole, ranges
 
     def _opens_alike(self, record: Record, prompt: list[Message], opening: str, whole: str) -> bool:
         """Whether a template that opens an answer otherwise than asked for leaves the messages before it as they are.
@@ -192,6 +201,10 @@ class ResponseEncoder:
         messages = opening if prompt[-1]["role"] == "assistant" else self.chat.render(record, prompt)
         return common_prefix_length(opening, whole) >= len(messages.rstrip())
 
+    def _masks(self, row: ResponseTexts, wholes: Sequence[list[int]]) -> list[list[bool]]:
+        """Which tokens of each whole are scored, where not all of a response is."""
+        return [mask for _, mask in self.tokenizer.masked_ids(row.wholes, row.ranges or ())]
+
     def _split(self, row: ResponseTexts, ids: list[list[int]]) -> ResponseTokens:
         """Split the sequences of a row where one of them leaves the prompt."""
         prompt, *wholes = ids
@@ -199,9 +212,7 @@ class ResponseEncoder:
             prompt = self.tokenizer.opened(prompt)
             wholes = [self.tokenizer.closed(text, whole) for text, whole in zip(row.wholes, wholes, strict=True)]
         begin = min(_shared(prompt, whole) for whole in wholes)
-        masks = [[True] * len(whole) for whole in wholes]
-        if row.turns is not None:
-            masks = [mask for _, mask in self.tokenizer.masked_ids(row.wholes, row.turns)]
+        masks = [[True] * len(whole) for whole in wholes] if row.ranges is None else self._masks(row, wholes)
         responses = tuple(TokenResponse(whole[begin:], mask[begin:]) for whole, mask in zip(wholes, masks, strict=True))
         return ResponseTokens(prompt[:begin], responses, tuple(range(len(responses))), row.ranks)
 

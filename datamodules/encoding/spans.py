@@ -20,7 +20,8 @@ templates have none; so all templates are treated alike.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 from datamodules.encoding.rendering import ChatRenderer
@@ -71,7 +72,8 @@ class TurnFinder:
             BadRowError: if a turn cannot be found.
         """
         marked = [_mark(message, number) for number, message in enumerate(messages)]
-        ends = self._ends(record, messages, marked, text)
+        singly = ([*messages[:at], marked[at], *messages[at + 1 :]] for at in range(len(messages)))
+        ends = self.ends(record, marked, singly, text)
         headers: dict[str, str] = {}
         turns = {}
         for number, end in ends.items():
@@ -88,16 +90,26 @@ class TurnFinder:
             turns[number] = Turn(start, stop or end, has_stop=stop is not None)
         return turns
 
-    def _ends(self, record: Record, messages: list[Message], marked: list[Message], text: str) -> dict[int, int]:
-        """Where the last text of each message ends; messages that the template leaves out are missing."""
+    def ends(self, record: Record, marked: list[Message], singly: Iterable[list[Message]], text: str) -> dict[int, int]:
+        """Say where marks lie in the rendering without them.
+
+        Args:
+            record: gives tools and further variables of the template.
+            marked: the whole conversation, with :func:`mark` in its texts.
+            singly: for each mark, by number, the conversation with that mark alone.
+            text: its rendering without any.
+
+        Returns:
+            Where the last mark of each number lies; those that the template leaves out are missing.
+
+        Raises:
+            BadRowError: if it cannot be told of one.
+        """
         bare, ends = _without_marks(self.chat.render(record, marked))
         if bare == text:
             return ends
-        return {
-            number: end
-            for number in range(len(messages))
-            if (end := self._end(record, [*messages[:number], marked[number], *messages[number + 1 :]], number, text))
-        }
+        found = ((number, self._end(record, messages, number, text)) for number, messages in enumerate(singly))
+        return {number: end for number, end in found if end}
 
     def _end(self, record: Record, one_marked: list[Message], number: int, text: str) -> int | None:
         """Where the last text of one message ends, from a rendering with a mark there only."""
@@ -122,16 +134,18 @@ class TurnFinder:
         return opening[: opening.find(header) + len(header)].lstrip() if header in opening else ""
 
 
+def mark(text: str, number: int) -> str:
+    """Mark the end of a text, before the white space behind it; nothing is marked of white space alone."""
+    shown = text.rstrip()  # templates strip: a mark after the space would keep it from being stripped
+    return f"{shown}{OPEN}m{number}{CLOSE}{text[len(shown) :]}" if shown else text
+
+
 def _mark(message: Message, number: int) -> Message:
     """Mark the end of every text in a message that the template may write."""
-
-    def mark(text: str) -> str:
-        shown = text.rstrip()  # templates strip: a mark after the space would keep it from being stripped
-        return f"{shown}{OPEN}m{number}{CLOSE}{text[len(shown) :]}" if shown else text
-
-    marked = {**message, **{key: _mark_blocks(mark, message[key]) for key in _TEXTS if key in message}}
+    marking = partial(mark, number=number)
+    marked = {**message, **{key: _mark_blocks(marking, message[key]) for key in _TEXTS if key in message}}
     if isinstance(calls := message.get("tool_calls"), list):
-        marked["tool_calls"] = [_mark_call(mark, call) for call in calls]
+        marked["tool_calls"] = [_mark_call(marking, call) for call in calls]
     return marked
 
 

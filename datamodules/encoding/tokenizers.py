@@ -133,17 +133,32 @@ class TextTokenizer:
         Returns:
             For each text its token ids, and one bool per token; True = the token overlaps a range.
         """
+        return [(ids, _mask(len(ids), found)) for ids, found in self.ranged_ids(texts, ranges)]
+
+    def ranged_ids(
+        self, texts: Sequence[str], ranges: Sequence[Sequence[Range]]
+    ) -> list[tuple[list[int], list[Range]]]:
+        """Tokenise texts, and say which tokens hold ranges of characters.
+
+        Args:
+            texts: the texts.
+            ranges: (start, end) pairs of each text.
+
+        Returns:
+            For each text its token ids, and for each range the first token that ends behind its start, and the one
+            after the last token that begins before its end.
+        """
         if not texts:
             return []
         if not self.tokenizer.is_fast:
             rows = zip(texts, self.ids(texts), ranges, strict=True)
-            return [(ids, _mask(len(ids), self._by_prefixes(text, ids, wanted))) for text, ids, wanted in rows]
-        masked = []
+            return [(ids, self._by_prefixes(text, ids, wanted)) for text, ids, wanted in rows]
+        found = []
         encodings = self._backend().encode_batch(texts, add_special_tokens=False)
         for text, encoding, wanted in zip(texts, encodings, ranges, strict=True):
             ids, offsets = self._pieces(text) if OPEN in text else (encoding.ids, encoding.offsets)
-            masked.append((ids, _mask(len(ids), _by_offsets(offsets, wanted))))
-        return masked
+            found.append((ids, _by_offsets(offsets, wanted)))
+        return found
 
     def _backend(self) -> Any:
         """The tokenizer without its wrapper, which takes a third of the time; set as the wrapper would set it."""

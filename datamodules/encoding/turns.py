@@ -95,11 +95,14 @@ class TurnEncoder:
         Of several responses the best is taken.
 
         Raises:
-            BadRowError: if there is nothing to imitate, or the chat template refuses the conversation.
+            BadRowError: if there is nothing to imitate, its steps are judged, or the template refuses the conversation.
             ValueError: if the record is a conversation and the tokenizer has no chat template.
         """
         kind = kind_of(record)
         response = min(record.responses, key=lambda response: response.rank, default=Response([]))
+        if response.steps:
+            message = "the steps of the response are judged, so not all are to be imitated; PreferenceDataModule with "
+            raise BadRowError("judged_steps", f"{message}kind=steps takes such rows")
         if response.label is False:
             raise BadRowError("thumb_down", "the response was judged undesirable, so it is not imitated")
         if kind == "conversation":

@@ -46,9 +46,5 @@ def _compared(
     scores: tuple[float | None, float | None] = (None, None),
 ) -> Draft:
     """Make a draft of two columns: the first is better if ``preference`` is above 0, neither if it is 0."""
-    order = (1, 0) if preference < 0 else (0, 1)
-    places = tuple(repr(names[at]) for at in order)
-    draft = pair(prompt, places, [fields.words(names[at]) for at in order], [scores[at] for at in order])
-    if preference == 0:
-        return draft._replace(responses=[response._replace(rank=0) for response in draft.responses])
-    return draft
+    ranks = (int(preference < 0), int(preference > 0))
+    return pair(prompt, (repr(names[0]), repr(names[1])), list(map(fields.words, names)), scores, ranks)

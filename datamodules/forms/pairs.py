@@ -9,7 +9,7 @@ from datamodules.forms.fields import Fields, read_words
 from datamodules.forms.messages import read_turns
 from datamodules.forms.prompts import Draft, answered
 from datamodules.forms.splitting import part
-from datamodules.records import ASSISTANT, HUMAN, BadRowError, Response, Text
+from datamodules.records import ASSISTANT, HUMAN, Response, Text
 
 _MEASURES = ("score", "rating", "reward", "avg_rating")
 
@@ -36,8 +36,6 @@ def read_other_response(fields: Fields, prompt: Text | None) -> list[Draft]:
     names = [f"rejected_response[{number}]" for number in range(len(several))]
     answers = [read_words(name, words, fields.tags) for name, words in zip(names, several, strict=True)]
     asked, worse = part(before, names, answers)
-    if chosen in worse:
-        raise identical("the last turn", names[worse.index(chosen)])
     return [Draft(asked, [Response(chosen), *(Response(text, rank=1) for text in worse)])]
 
 
@@ -52,19 +50,19 @@ def read_other_messages(fields: Fields, prompt: Text | None) -> list[Draft]:
 
 
 def pair(
-    prompt: Text | None, places: tuple[str, ...], answers: list[Text], scores: Sequence[float | None] = (None, None)
+    prompt: Text | None,
+    places: tuple[str, ...],
+    answers: list[Text],
+    scores: Sequence[float | None] = (None, None),
+    ranks: Sequence[int] = (0, 1),
 ) -> Draft:
-    """Make a draft of two answers, the better one first.
+    """Make a draft of two answers, the better one first unless ranks say otherwise.
 
     Raises:
-        BadRowError: if they are of two kinds, one is empty, or the two are identical.
+        BadRowError: if they are of two kinds, or one is empty.
     """
     prompt, texts = part(prompt, places, answers)
-    if texts[0] == texts[1]:
-        raise identical(*places)
-    return Draft(
-        prompt, [Response(text, rank, score) for rank, (text, score) in enumerate(zip(texts, scores, strict=True))]
-    )
+    return Draft(prompt, list(map(Response, texts, ranks, scores)))
 
 
 def are_dialogues(fields: Fields) -> bool:
@@ -76,8 +74,3 @@ def are_dialogues(fields: Fields) -> bool:
 def _score(fields: Fields, side: str) -> float | None:
     names = itertools.product(_MEASURES, ("{1}_{0}", "{0}_{1}", "{0}-{1}"))
     return fields.number(*(pattern.format(side, measure) for measure, pattern in names))
-
-
-def identical(one: str, other: str) -> BadRowError:
-    """The error of two answers that are the same."""
-    return BadRowError("identical_responses", f"{one} and {other} are identical, so nothing is preferred")

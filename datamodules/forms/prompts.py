@@ -22,7 +22,7 @@ class Draft(NamedTuple):
 
     Args:
         prompt: text, messages or token ids.
-        responses: the answers, the best first.
+        responses: the answers, in the order of the row.
         columns: what the form adds to the columns of the row.
     """
 

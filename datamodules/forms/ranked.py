@@ -1,4 +1,4 @@
-"""Forms of rows that rank any number of answers."""
+"""Forms of rows that list any number of answers, ranked or not."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datamodules.forms.fields import Fields, read_words
-from datamodules.forms.prompts import Draft
+from datamodules.forms.instructions import has_answer
+from datamodules.forms.prompts import CONVERSATIONS, Draft
 from datamodules.forms.splitting import part
 from datamodules.forms.values import read_list, read_number, wrong_type
-from datamodules.records import BadRowError, Response, Text
+from datamodules.records import Response, Text
 
 LISTS = ("completions", "responses", "answers", "generations")
+SAMPLES = ("completions", "responses", "generations")  # `answers` without ranks may be a list of what is right
 SCORES = ("scores", "rewards", "ratings", "rating", "score")
 _WORDS = ("completion", "response", "text", "answer", "content")
 _SCORE = ("overall_score", "score", "rating", "reward", "average_rating")
+
+Items = Sequence[Mapping[str, Any]]
 
 
 def has_ranks(fields: Fields) -> bool:
@@ -34,46 +38,77 @@ def has_parallel_lists(fields: Fields) -> bool:
     )
 
 
+def has_samples(fields: Fields) -> bool:
+    """Whether answers are listed of which nothing says that one is better, and the row holds no other answer."""
+    listed = fields[_present(fields.values, SAMPLES)]
+    if not isinstance(listed, list) or has_answer(fields) or fields.first(*CONVERSATIONS, *SCORES):
+        return False
+    told = ("rank", *_SCORE, "role", "from")  # with a role it is a message, and the list one conversation
+    return not any(isinstance(item, Mapping) and _present(item, told) for item in listed)
+
+
 def read_ranks(fields: Fields, prompt: Text | None) -> list[Draft]:
     """Answers ``{completion, rank}``, the lowest rank the best."""
-    places, answers, items = _items(fields)
+    places, answers, items = _items(fields, LISTS)
     ranks = [read_number(f"{place}['rank']", item.get("rank")) for place, item in zip(places, items, strict=True)]
-    return [_ranked(prompt, places, answers, ranks, [None] * len(ranks))]
+    return [_ranked(prompt, places, answers, items, ranks, [None] * len(ranks))]
 
 
 def read_scores(fields: Fields, prompt: Text | None) -> list[Draft]:
     """Answers ``{response, overall_score}``, the highest score the best."""
-    places, answers, items = _items(fields)
+    places, answers, items = _items(fields, LISTS)
     scores = [_number_of(place, item) for place, item in zip(places, items, strict=True)]
-    return [_ranked(prompt, places, answers, [-score for score in scores], scores)]
+    return [_ranked(prompt, places, answers, items, [-score for score in scores], scores)]
 
 
 def read_parallel_lists(fields: Fields, prompt: Text | None) -> list[Draft]:
     """Answers in one list and their scores in another, the highest score the best."""
-    name, other = _present(fields.values, LISTS), _present(fields.values, SCORES)
-    given = read_list(repr(name), fields[name], "a list of answers")
-    scores = [read_number(f"{other}[{number}]", score) for number, score in enumerate(fields[other])]
-    if len(given) != len(scores):
-        raise wrong_type(repr(other), scores, f"one number for each of the {len(given)} {name}")
-    places = [f"{name}[{number}]" for number in range(len(given))]
-    answers = [read_words(place, words, fields.tags) for place, words in zip(places, given, strict=True)]
-    return [_ranked(prompt, places, answers, [-score for score in scores], scores)]
+    places, answers = _words(fields, LISTS)
+    name = _present(fields.values, SCORES)
+    scores = [read_number(f"{name}[{number}]", score) for number, score in enumerate(fields[name])]
+    if len(answers) != len(scores):
+        wanted = f"one number for each of the {len(answers)} {_present(fields.values, LISTS)}"
+        raise wrong_type(repr(name), scores, wanted)
+    return [_ranked(prompt, places, answers, [{}] * len(answers), [-score for score in scores], scores)]
+
+
+def read_samples(fields: Fields, prompt: Text | None) -> list[Draft]:
+    """Answers, in words or as ``{completion}`` with more about each; all are of one rank."""
+    listed = fields[_present(fields.values, SAMPLES)]
+    if listed and isinstance(listed[0], Mapping):
+        places, answers, items = _items(fields, SAMPLES)
+    else:
+        places, answers = _words(fields, SAMPLES)
+        items = [{}] * len(answers)
+    return [_ranked(prompt, places, answers, items, [0.0] * len(answers), [None] * len(answers))]
 
 
 def _ranked(
-    prompt: Text | None, places: Sequence[str], answers: list[Text], order: list[float], scores: Sequence[float | None]
+    prompt: Text | None,
+    places: Sequence[str],
+    answers: list[Text],
+    items: Items,
+    order: list[float],
+    scores: Sequence[float | None],
 ) -> Draft:
-    """Make a draft of answers, the one lowest in ``order`` first. One that is given twice is left to the encoder."""
+    """Make a draft of answers, the one lowest in ``order`` the best. One that is given twice is left to the encoder."""
     prompt, texts = part(prompt, places, answers)
     rank_of = {value: rank for rank, value in enumerate(sorted(set(order)))}
-    best_first = sorted(zip(texts, order, scores, strict=True), key=lambda one: one[1])
-    if len({repr(text) for text in texts}) == 1 < len(texts):
-        raise BadRowError("identical_responses", f"all {len(texts)} answers are identical, so nothing is preferred")
-    return Draft(prompt, [Response(text, rank_of[value], score) for text, value, score in best_first])
+    said = zip(texts, order, scores, items, strict=True)
+    return Draft(prompt, [Response(text, rank_of[value], score, columns=item) for text, value, score, item in said])
 
 
-def _items(fields: Fields) -> tuple[list[str], list[Text], list[Mapping[str, Any]]]:
-    name = _present(fields.values, LISTS)
+def _words(fields: Fields, names: Sequence[str]) -> tuple[list[str], list[Text]]:
+    """Answers listed in words, and what each is called in messages."""
+    name = _present(fields.values, names)
+    given = read_list(repr(name), fields[name], "a list of answers")
+    places = [f"{name}[{number}]" for number in range(len(given))]
+    return places, [read_words(place, words, fields.tags) for place, words in zip(places, given, strict=True)]
+
+
+def _items(fields: Fields, names: Sequence[str]) -> tuple[list[str], list[Text], Items]:
+    """Answers listed with something about each, and what each is called in messages."""
+    name = _present(fields.values, names)
     items = read_list(repr(name), fields[name], "a list of answers")
     places = [f"{name}[{number}]" for number in range(len(items))]
     answers = []

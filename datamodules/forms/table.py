@@ -6,17 +6,17 @@ above those that share some of them. A new form is one entry here and one functi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from datamodules.forms import comparisons, instructions, pairs, ranked, tokenised, unpaired
+from datamodules.forms import comparisons, instructions, pairs, ranked, stepwise, tokenised, unpaired
 from datamodules.forms.fields import USUAL, Fields
 from datamodules.forms.options import read_margin, read_template_kwargs, read_tools
 from datamodules.forms.pictures import with_pictures
 from datamodules.forms.prompts import CONVERSATIONS, QUESTIONS, Draft, read_prompt, with_system
 from datamodules.forms.refusals import Shape, refusal
-from datamodules.records import BadRowError, Layout, Record, Text
+from datamodules.records import BadRowError, Layout, Record, Response, Text
 
 Names = tuple[str, ...]
 
@@ -55,6 +55,8 @@ _PAIR = (("chosen",), ("rejected",))
 _SINGLE = ("prompt", "instruction", *QUESTIONS)
 _ANY = ("prompt", "context", *CONVERSATIONS, "instruction", *QUESTIONS)
 _LISTED = "answers {completion, rank} or {response, score}, or a list 'scores' beside them"
+_SAMPLED = "a list of answers without ranks or scores"
+_STEPS = "a list of steps in words, and one label for each"
 _WORDED = "an answer in words"
 _JUDGED = "a label that is true or false"
 
@@ -96,6 +98,14 @@ FORMS: tuple[Form, ...] = (
         _LISTED,
     ),
     Form(
+        "stepwise supervision",
+        _ANY,
+        (("completions",), ("labels",)),
+        stepwise.read_steps,
+        stepwise.has_steps,
+        _STEPS,
+    ),
+    Form(
         "graded answers",
         _SINGLE,
         (),
@@ -119,6 +129,9 @@ FORMS: tuple[Form, ...] = (
         unpaired.read_judged_conversation,
         unpaired.has_thumb,
         _JUDGED,
+    ),
+    Form(
+        "sampled answers", ("context", *_SINGLE), (ranked.SAMPLES,), ranked.read_samples, ranked.has_samples, _SAMPLED
     ),
     Form("ShareGPT conversation", ("conversations",), (), instructions.read_conversation),
     Form("OpenAI conversation", ("messages", "conversation"), (), instructions.read_conversation),
@@ -222,4 +235,13 @@ def _record(form: Form, fields: Fields, draft: Draft) -> Record:
     prompt, images = with_pictures(fields, with_system(fields, draft.prompt), draft.responses)
     margin, tools, kwargs = read_margin(fields), read_tools(fields), read_template_kwargs(fields)
     rest = {name: value for name, value in fields.values.items() if name not in fields.used}
-    return Record(form.name, prompt, tuple(draft.responses), margin, tools, kwargs, {**rest, **draft.columns}, images)
+    responses = tuple(_best_first(draft.responses))
+    return Record(form.name, prompt, responses, margin, tools, kwargs, {**rest, **draft.columns}, images)
+
+
+def _best_first(responses: Sequence[Response]) -> list[Response]:
+    """The responses by rank, each knowing where it stood in the row."""
+    if len(responses) < 2:
+        return list(responses)
+    placed = [response._replace(number=number) for number, response in enumerate(responses)]
+    return sorted(placed, key=lambda response: response.rank)

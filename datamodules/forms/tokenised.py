@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from datamodules.forms.fields import Fields
-from datamodules.forms.pairs import identical
 from datamodules.forms.prompts import Draft
 from datamodules.forms.values import read_list, wrong_type
 from datamodules.records import BadRowError, Response, Text, common_prefix_length
@@ -41,8 +40,6 @@ def read_token_pair(fields: Fields, prompt: Text | None) -> list[Draft]:
     for names, ids in ((CHOSEN_IDS, chosen), (REJECTED_IDS, rejected)):
         if not ids:
             raise BadRowError("empty_response", f"{fields.first(*names)!r} has an empty response")
-    if chosen == rejected:
-        raise identical(f"{fields.first(*CHOSEN_IDS)!r}", f"{fields.first(*REJECTED_IDS)!r}")
     return [Draft(asked, [Response(chosen), Response(rejected, rank=1)])]
 
 

@@ -50,7 +50,7 @@ def read_graded_answers(fields: Fields, prompt: Text | None) -> list[Draft]:
     verdicts = [read_verdict(f"{name}['is_correct']", fields[name]["is_correct"]) for name in names]
     prompt, texts = part(prompt, list(map(repr, names)), answers)
     responses = [_thumb(text, verdict) for text, verdict in zip(texts, verdicts, strict=True)]
-    return [Draft(prompt, sorted(responses, key=lambda response: response.rank))]
+    return [Draft(prompt, sorted(responses, key=lambda response: response.rank))]  # columns have no order of their own
 
 
 def read_statement(fields: Fields, prompt: Text | None) -> list[Draft]:

@@ -53,7 +53,7 @@ def reasons(batch):
     ("row", "message", "reason"),
     [
         ({**GOOD, "chosen": ""}, "'chosen' has an empty response", "empty_response"),
-        ({**GOOD, "chosen": " b"}, "'chosen' and 'rejected' are identical", "identical_responses"),
+        ({**GOOD, "chosen": " b"}, "the responses are identical", "identical_responses"),
         ('{"prompt": "p", ', "line is not JSON: Expecting property name", "broken_json"),
         ({"prompt": "p", "completion": "c"}, "one response, and nothing to compare it with", "no_pair"),
         (

@@ -144,7 +144,7 @@ def test_fill(make_data):
 def test_settings_are_named():
     with pytest.raises(ValueError, match=r"data\.token_budget is 0; it must be at least 1"):
         PreferenceDataModule(token_budget=0)
-    with pytest.raises(ValueError, match=r"data\.kind is 'thumbs'; it must be pairs or unpaired"):
+    with pytest.raises(ValueError, match=r"data\.kind is 'thumbs'; it must be one of pairs, unpaired, graded, steps"):
         PreferenceDataModule(kind="thumbs")
 
 

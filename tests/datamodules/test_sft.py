@@ -96,7 +96,10 @@ def test_the_budget_cuts_and_changes_nothing_else(make_data, tiny_tokenizer):
 
 
 def test_lengths_count_all_tokens_and_the_trained_ones(make_data):
-    assert make_data().task().lengths(TurnTokens([1, 5, 6, 7], [False, True, False, True])) == {"whole": 4, "trained": 2}
+    assert make_data().task().lengths(TurnTokens([1, 5, 6, 7], [False, True, False, True])) == {
+        "whole": 4,
+        "trained": 2,
+    }
 
 
 class Recorder(lightning.LightningModule):

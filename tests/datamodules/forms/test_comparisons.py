@@ -56,10 +56,16 @@ BAD = [
     ({**SHP, "labels": 2}, "wrong_type", "'labels' is int '2'; it must be true or false"),
     ({**SHP, "human_ref_A": 1, "labels": 1}, "wrong_type", "'human_ref_A' is int '1'"),
     ({**PKU, "better_response_id": 2}, "wrong_type", "'better_response_id' is int '2'"),
-    ({**PKU, "response_1": "a", "better_response_id": 1}, "identical_responses", "'response_1' and 'response_0' are"),
     ({**HELP, "overall_preference": "x"}, "wrong_type", "'overall_preference' is str 'x'"),
     ({**ARENA, "winner": "gpt"}, "wrong_type", "'winner' is str 'gpt'; it must be one of model_a, model_b, tie"),
 ]
+
+
+def test_the_better_answer_comes_first_and_knows_where_it_stood():
+    (record,) = read_row({**PKU, "better_response_id": 1})
+    assert [(one.rank, one.number) for one in record.responses] == [(0, 1), (1, 0)]
+    (tie,) = read_row({**HELP, "overall_preference": 0})
+    assert [(one.rank, one.number) for one in tie.responses] == [(0, 0), (0, 1)]
 
 
 @pytest.mark.parametrize(("row", "reason", "message"), BAD)

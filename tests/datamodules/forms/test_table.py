@@ -53,10 +53,12 @@ READ = {
     "ranked answers": (ASKED, [TWO, THREE]),
     "scored answers": (ASKED, [TWO, THREE]),
     "answers beside scores": ("1 + 1 =", [" 2", " two", " 3"]),
+    "stepwise supervision": ("1 + 1 + 1 =", ["1 + 1 is 2.\n2 + 1 is 4."]),
     "graded answers": (ASKED, [TWO, THREE]),
     "judged statement": ([user("True or false: One and one is two.")], [[assistant("true")], [assistant("false")]]),
     "answer with a thumb": ("1 + 1 =", [" 2"]),
     "conversation with a thumb": (ASKED, [THREE]),
+    "sampled answers": ("1 + 1 =", [" 2", " 3"]),
     "ShareGPT conversation": (ASKED, [TWO]),
     "OpenAI conversation": (ASKED, [TWO]),
     "prompt and completion": ("1 + 1 =", [" 2"]),
@@ -155,10 +157,11 @@ BAD = [
     ({"prompt": "p", "chosen": "a", "rejcted": "b"}, "missing_key", "did you mean 'rejected' by 'rejcted'?"),
     ({"messages": [user("x"), assistant("y")], "rejected": "b"}, "missing_key", "row has no 'chosen'"),
     (
-        {"prompt": "p", "completions": ["a", "b"], "labels": [1, 0]},
+        {"prompt": "p", "completions": ["a", "b"], "scores": 1},
         "unknown_form",
         "it needs answers {completion, rank}",
     ),
+    ({"completions": ["a", "b"], "labels": [1, 0]}, "missing_key", "row has no 'prompt' or 'context' or 'messages'"),
     ({"completion": "a"}, "missing_key", "row has no 'prompt'"),
 ]
 
