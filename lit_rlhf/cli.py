@@ -24,6 +24,7 @@ TRAINING = {
 BESIDE = {
     "export": "turn a finished run into an adapter folder or a merged Hugging Face model",
     "generate": "let a finished run answer prompts",
+    "score": "score responses with a reward model: files, one text, or as a server",
     "preview": "show what training would see of the data, before anything is trained",
 }
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
@@ -82,7 +83,7 @@ def _run_beside(command: str, words: list[str]) -> None:
         prog=f"lit-rlhf {command}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    module.run(parser.parse_args(words))
+    module.run(parser.parse_intermixed_args(words))
 
 
 def _stop(error: Exception) -> NoReturn:

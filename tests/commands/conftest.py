@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from http.client import HTTPConnection
 from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 import yaml
 
+from datamodules.forms import read_row
+from datamodules.records import BadRowError
+from datamodules.sources import Row
 from lit_rlhf.cli import main
+from lit_rlhf.commands import score
+from lit_rlhf.commands.score_server import ScoreServer, Settings
+from lit_rlhf.commands.scoring import NotFiniteError, Scored, Scorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 QUESTIONS = ("capital of France", "legs of a spider", "name of a fox", "colour of rain", "end of a story", "kind word")
 
@@ -84,3 +98,134 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, fit: Callable[..., No
     folder = tmp_path_factory.mktemp("runs") / "dpo"
     fit(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def reward_folders(
+    tmp_path_factory: pytest.TempPathFactory, tiny_llama: Callable[..., Path], tiny_tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., Path]:
+    """Factory of folders with a reward model whose adapter does something. Do not write into them.
+
+    ``reward_folders()`` gives the same folder every time; ``reward_folders(good=1.0, short=-0.5)`` one of two
+    objectives. Mean and spread are 0.5 and 2; ``measured=False`` leaves them out.
+    """
+    from lit_rlhf.models.options import BackboneConfig, LoraOptions
+    from lit_rlhf.models.reward_model import build_reward_model
+
+    folders: dict[tuple[bool, tuple[tuple[str, float], ...]], Path] = {}
+
+    def make(measured: bool = True, **objectives: float) -> Path:
+        key = measured, tuple(objectives.items())
+        if key not in folders:
+            with torch.random.fork_rng():
+                torch.manual_seed(3)
+                config = BackboneConfig(str(tiny_llama()), lora=LoraOptions(r=4))
+                model = build_reward_model(config, objectives or {"score": 1.0})
+                for name, parameter in model.named_parameters():
+                    if "lora_B" in name:
+                        torch.nn.init.normal_(parameter, std=0.1)
+            if measured:
+                model.score.measure(0.5, 2.0, 100)
+            folders[key] = tmp_path_factory.mktemp("reward")
+            model.save(folders[key])
+            tiny_tokenizer.save_pretrained(folders[key])
+        return folders[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def scorer_of() -> Callable[..., Scorer]:
+    """``scorer_of(folder, *words)``: the scorer of ``lit-rlhf score FOLDER WORDS``."""
+
+    def make(folder: Path, *words: str) -> Scorer:
+        parser = argparse.ArgumentParser()
+        score.add_arguments(parser)
+        args = parser.parse_args([str(folder), *words])
+        return score.open_scorer(args, score.open_data(args))
+
+    return make
+
+
+class LengthScorer:
+    """Stands in for a scorer: a score is the number of characters of the response.
+
+    ``nan`` as a response gets no number, ``boom`` raises, and nothing is scored before ``go`` is set.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.go = Event()
+        self.go.set()
+        self.begun = Event()
+        self.model = self
+
+    def prepare(self) -> None:
+        """There is nothing to prepare."""
+
+    def normalise(self, scores: Sequence[float]) -> list[float]:
+        return [score / 10 for score in scores]
+
+    def __call__(self, rows: Sequence[Row]) -> list[Scored]:
+        self.begun.set()
+        assert self.go.wait(10)
+        self.calls.append(len(rows))
+        return list(map(self._one, rows))
+
+    def _one(self, row: Row) -> Scored:
+        try:
+            (record,) = read_row(row.decode())
+        except BadRowError as error:
+            return Scored(row, None, [], {}, error=error)
+        if not record.responses:
+            return Scored(row, record, [], {}, error=BadRowError("no_response", "no response"))
+        texts = [str(response.text) for response in record.responses]
+        if "boom" in texts:
+            raise RuntimeError("boom")
+        if "template" in texts:
+            raise ValueError(f"{row.address}: no chat template")
+        if "nan" in texts:
+            return Scored(row, record, [], {}, error=NotFiniteError("not_finite", "the model gives it the score nan"))
+        scores = [float(len(text)) for text in texts]
+        return Scored(row, record, scores, {"score": scores}, ("prompt",) if record.prompt == "long" else ())
+
+
+@pytest.fixture
+def length_scorer() -> LengthScorer:
+    return LengthScorer()
+
+
+@pytest.fixture
+def score_server(length_scorer: LengthScorer) -> Iterator[Callable[..., ScoreServer]]:
+    """``score_server(token=..., timeout=...)``: a server of the length scorer on a free port, in a thread."""
+    servers = []
+
+    def start(**settings: Any) -> ScoreServer:
+        server = ScoreServer(length_scorer, Settings("mine", port=0, **settings))
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    length_scorer.go.set()
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def ask() -> Callable[..., tuple[int, Any, dict[str, str]]]:
+    """``ask(server, method, path, body, **headers)``: status, what was answered, and the headers of the answer."""
+
+    def ask(
+        server: ScoreServer, method: str = "POST", path: str = "/score", body: Any = None, **headers: str
+    ) -> tuple[int, Any, dict[str, str]]:
+        connection = HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        connection.request(method, path, data, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        text = answer.read()
+        connection.close()
+        assert answer.headers["Content-Type"] == "application/json"
+        return answer.status, json.loads(text) if text else None, dict(answer.headers)
+
+    return ask

@@ -1,0 +1,1 @@
+"""What scores a response: one small interface, and those that speak it."""

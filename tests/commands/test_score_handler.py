@@ -1,0 +1,221 @@
+"""Requests over HTTP: scores, refusals with the right status, and clients that misbehave."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lit_rlhf.commands.score_schema import SCHEMA
+
+ITEM = {"prompt": "a", "response": " b"}
+
+
+def raw(server, sent: bytes, *, half_closed: bool = False) -> bytes:
+    """Send bytes, and read until the server closes."""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+        connection.sendall(sent)
+        if half_closed:
+            connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    return answer
+
+
+def post(body: bytes, *headers: bytes, length: bytes | None = None) -> bytes:
+    length = b"Content-Length: " + (length or str(len(body)).encode())
+    return b"\r\n".join([b"POST /score HTTP/1.1", b"Host: x", length, *headers, b"", body])
+
+
+def test_scores_in_the_order_of_the_items(score_server, ask):
+    items = [{"prompt": "a", "response": "b" * length} for length in (3, 1, 2)]
+    status, answer, headers = ask(score_server(), body={"items": items})
+    assert (status, answer["scores"], answer["model"]) == (200, [3.0, 1.0, 2.0], "mine")
+    assert headers["Connection"] == "close"
+    assert "Python" not in headers["Server"]
+
+
+def test_a_single_item_and_normalised_scores(score_server, ask):
+    status, answer, _ = ask(score_server(), body={**ITEM, "normalise": True})
+    assert (status, answer) == (200, {"score": 0.2, "truncated": False, "normalised": True, "model": "mine"})
+
+
+def test_health_and_schema(score_server, ask):
+    server = score_server()
+    assert ask(server, "GET", "/health?x=1")[:2] == (200, {"status": "ok"})
+    assert ask(server, "GET", "/schema")[:2] == (200, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "header"),
+    [
+        ("GET", "/", 404, None),
+        ("POST", "/scores", 404, None),
+        ("GET", "/score", 405, ("Allow", "POST")),
+        ("PUT", "/score", 405, ("Allow", "POST")),
+        ("OPTIONS", "/score", 405, ("Allow", "POST")),
+        ("POST", "/health", 405, ("Allow", "GET")),
+        ("BREW", "/score", 501, None),
+    ],
+)
+def test_wrong_addresses_and_methods(score_server, ask, method, path, status, header):
+    found, answer, headers = ask(score_server(), method, path)
+    assert found == status
+    assert answer["error"]["message"]
+    assert header is None or headers[header[0]] == header[1]
+
+
+def test_head_has_no_body(score_server, ask):
+    assert ask(score_server(), "HEAD", "/score")[:2] == (405, None)
+
+
+def test_a_token(score_server, ask):
+    server = score_server(token="secret")
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}, {"Authorization": "B\xe4r"}):
+        status, answer, said = ask(server, body=ITEM, **headers)
+        assert (status, said["WWW-Authenticate"]) == (401, "Bearer")
+        assert "secret" not in json.dumps(answer)
+    assert ask(server, "GET", "/schema")[0] == 401
+    assert ask(server, "GET", "/health")[0] == 200
+    assert ask(server, body=ITEM, Authorization="Bearer secret")[1]["score"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("items", "status", "item", "words"),
+    [
+        ([ITEM, {"prompt": "a"}], 400, 1, "items[1] has 'prompt'"),
+        ([ITEM, {"prompt": "a", "response": " "}], 422, 1, "items[1]: "),
+        ([ITEM, {"messages": [{"role": "alien", "content": "a"}]}], 422, 1, "items[1]: "),
+        ([ITEM, ITEM, {"prompt": "a", "response": "nan"}], 500, 2, "items[2]: the model gives it the score nan"),
+        ([{"prompt": "a", "response": "template"}], 422, None, "items[0]: no chat template"),
+        ([{"prompt": "a", "response": "boom"}], 500, None, "scoring failed: RuntimeError"),
+        ([ITEM] * 9, 413, None, "9 items; at most 8"),
+    ],
+)
+def test_items_that_get_no_score(score_server, ask, capsys, items, status, item, words):
+    server = score_server(max_items=8)
+    found, answer, _ = ask(server, body={"items": items})
+    assert (found, answer["error"].get("item")) == (status, item)
+    assert words in answer["error"]["message"]
+    assert ask(server, body=ITEM)[0] == 200
+    assert capsys.readouterr().err == ("RuntimeError: boom\n" if "boom" in str(items) else "")
+
+
+def test_a_single_item_that_gets_no_score_has_no_number(score_server, ask):
+    assert ask(score_server(), body={"prompt": "a", "response": ""})[1] == {
+        "error": {"message": "the request: 'response' has an empty response"}
+    }
+
+
+def test_normalising_what_was_never_measured(score_server, ask, length_scorer):
+    def refuse(scores):
+        raise ValueError("this reward model does not know how its scores spread")
+
+    length_scorer.normalise = refuse
+    status, answer, _ = ask(score_server(), body={**ITEM, "normalise": True})
+    assert (status, answer["error"]["message"][:17]) == (400, "this reward model")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (post(b"{"), 400),
+        (b"POST /score HTTP/1.1\r\n\r\n", 411),
+        (b"POST /score HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
+        (post(b"", length=b"-1"), 400),
+        (post(b"", length=b"many"), 400),
+        (post(b"{}", b"Content-Length: 3"), 400),
+        (post(b"x" * 300), 413),
+        (post(b"", length=b"9" * 5000), 413),
+        (b"\x16\x03\x01 not http at all\r\n\r\n", 400),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 414),
+    ],
+)
+def test_garbage_is_answered_in_json(score_server, ask, request_bytes, status):
+    server = score_server(max_body=200, timeout=2.0)
+    head, _, body = raw(server, request_bytes).partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert json.loads(body)["error"]["message"]
+    assert ask(server, body=ITEM)[0] == 200
+
+
+def test_a_body_that_ends_early(score_server):
+    answer = raw(score_server(), post(b"{}", length=b"10"), half_closed=True)
+    assert b"the body ended after 2 of 10 bytes" in answer
+
+
+def test_a_large_body_is_refused_before_it_is_read_and_the_client_gets_to_know(score_server, ask):
+    status, answer, _ = ask(score_server(max_body=100), body=b"x" * 20_000_000)
+    assert (status, answer["error"]["message"]) == (413, "the request has 20000000 bytes; at most 100 are taken")
+
+
+@pytest.mark.parametrize("in_body", [True, False])
+def test_a_slow_client_does_not_hold_a_thread(score_server, in_body):
+    """A byte now and then does not help it: the whole request has one deadline."""
+    server = score_server(timeout=0.3)
+    request = post(json.dumps(ITEM).encode())
+    start = request.index(b"{") if in_body else 10
+    begin = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=5) as connection:
+        connection.sendall(request[:start])
+        answer = b""
+        for byte in request[start:]:
+            time.sleep(0.02)
+            try:
+                connection.sendall(bytes([byte]))
+            except OSError:
+                break
+            if time.monotonic() - begin > 0.5:
+                break
+        try:
+            answer = connection.recv(65536)
+        except ConnectionError:
+            answer = b""
+    assert time.monotonic() - begin < 3
+    assert answer.startswith(b"HTTP/1.1 408 ") if in_body else answer == b""
+
+
+def test_scores_that_take_too_long(score_server, ask, length_scorer):
+    length_scorer.go.clear()
+    status, answer, _ = ask(score_server(timeout=0.2), body=ITEM)
+    assert (status, answer["error"]["message"]) == (504, "not scored within 0.2 seconds; send fewer items at once")
+
+
+def test_too_many_requests_at_once(score_server, ask, length_scorer, monkeypatch):
+    monkeypatch.setattr("lit_rlhf.commands.score_server._MAX_WAITING", 1)
+    server = score_server()
+    length_scorer.go.clear()
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(ask, server, body=ITEM)
+        assert length_scorer.begun.wait(5)
+        waiting = pool.submit(ask, server, body=ITEM)
+        while not server.worker._waiting.full():
+            time.sleep(0.001)
+        status, _, headers = ask(server, body=ITEM)
+        assert (status, headers["Retry-After"]) == (503, "1")
+        length_scorer.go.set()
+        assert [future.result(5)[0] for future in (running, waiting)] == [200, 200]
+
+
+def test_nothing_that_is_asked_is_written_anywhere(score_server, ask, capfd):
+    server = score_server()
+    ask(server, body={"prompt": "my secret", "response": " b"})
+    ask(server, "GET", "/my-secret")
+    raw(server, b"my secret\r\n\r\n")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_client_that_goes_away_does_no_harm(score_server, ask, length_scorer, capfd):
+    server = score_server()
+    length_scorer.go.clear()
+    with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+        connection.sendall(post(json.dumps(ITEM).encode()))
+        assert length_scorer.begun.wait(5)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    length_scorer.go.set()
+    assert ask(server, body=ITEM)[0] == 200
+    assert capfd.readouterr().err == ""
