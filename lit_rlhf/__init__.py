@@ -14,7 +14,11 @@ _PUBLIC = {
     "LoraOptions": "lit_rlhf.models.options",
     "LossTerm": "lit_rlhf.losses.terms",
     "ReferenceOptions": "lit_rlhf.models.options",
+    "RewardModel": "lit_rlhf.models.reward_model",
+    "RewardModule": "lit_rlhf.algorithms.reward",
+    "RewardTerm": "lit_rlhf.losses.reward_terms",
     "ValueHead": "lit_rlhf.models.value_head",
+    "load_reward_model": "lit_rlhf.models.reward_model",
 }
 
 __all__ = [
@@ -24,8 +28,12 @@ __all__ = [
     "LoraOptions",
     "LossTerm",
     "ReferenceOptions",
+    "RewardModel",
+    "RewardModule",
+    "RewardTerm",
     "ValueHead",
     "__version__",
+    "load_reward_model",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,53 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.callbacks.tokenizer import tokenizer_of
-
-_ADAPTER = """\
-# {title}
-
-A LoRA adapter for `{base}`, trained with `lit_rlhf` as `config.yaml` says.
-State: {state}.
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-```
-"""
-
-_MODEL = """\
-# {title}
-
-A whole model, trained from `{base}` with `lit_rlhf` as `config.yaml` says.
-State: {state}.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-```
-"""
-
-_MORE = """
-| file | what it is |
-|---|---|
-| `adapter_model.safetensors`, `adapter_config.json` (or `model.safetensors`, `config.json`) | what was trained |
-| `tokenizer.json`, `chat_template.jinja`, ... | the tokenizer it was trained with |
-| `config.yaml` | every setting; `lit-rlhf fit --config config.yaml` does it again |
-| `metrics.csv`, `plots/` | the numbers on the way |
-| `samples.jsonl` | answers before, during and after training |
-| `checkpoints/` | where `--ckpt_path` goes on from |
-
-```bash
-lit-rlhf generate {folder} --prompt "..."
-lit-rlhf export {folder} --out merged --merge
-```
-"""
+from lit_rlhf.callbacks.readme import policy_readme, reward_readme
+from lit_rlhf.callbacks.tokenizer import tokenizer_of, with_padding
+from lit_rlhf.models.reward_model import RewardModel
 
 
 class AdapterExport(Callback):
@@ -87,23 +44,46 @@ class AdapterExport(Callback):
     def _write(self, trainer: Trainer, pl_module: Any, state: str) -> None:
         folder = self._folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        backbone = pl_module.model
-        backbone.save(folder)
+        model = pl_module.model
+        model.save(folder)
         if not trainer.is_global_zero:
             return
-        tokenizer_of(trainer, self.tokenizer).save_pretrained(folder)
-        text = readme(folder, backbone.base.name_or_path, state, _MORE.format(folder=folder))
+        tokenizer = tokenizer_of(trainer, self.tokenizer)
+        if isinstance(model, RewardModel):
+            text = save_reward_tokenizer(model, tokenizer, folder, state, of_run=True)
+        else:
+            tokenizer.save_pretrained(folder)
+            text = policy_readme(folder, model.base.name_or_path, state, of_run=True)
         (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def readme(folder: Path, base: str, state: str, more: str = "") -> str:
-    """README of a folder with an adapter, or with a whole model, that says how to load it.
+def save_reward_tokenizer(
+    model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, state: str, *, of_run: bool = False
+) -> str:
+    """Write the tokenizer beside a reward model, with a pad token that never ends a text.
 
     Args:
-        folder: what it is about.
-        base: name of the model that training started from.
+        model: whose folder it is.
+        tokenizer: that it was trained with.
+        folder: of the model.
         state: where the weights come from.
-        more: Markdown to put at the end.
+        of_run: whether the folder holds all that a run leaves.
+
+    Returns:
+        The README of the folder.
     """
-    template = _ADAPTER if (folder / "adapter_config.json").is_file() else _MODEL
-    return template.format(title=folder.name, base=base, folder=folder, state=state) + more
+    padded = with_padding(tokenizer, model.backbone)
+    padded.save_pretrained(folder)
+    if (file := folder / "config.json").is_file():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps({**config, "pad_token_id": padded.pad_token_id}, indent=2) + "\n", encoding="utf-8")
+    head = model.score
+    return reward_readme(
+        folder,
+        model.base.name_or_path,
+        state,
+        num_labels=head.out_features,
+        pad=padded.pad_token_id,
+        bias=0.0 if head.bias is None else float(head.combine(head.bias[None].detach())),
+        of_run=of_run,
+    )

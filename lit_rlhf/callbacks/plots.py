@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PLAIN = ("epoch", "step")
-_FIRST = ("loss", "rewards/accuracy", "rewards/margin", "sampled_score", "sampled_win_rate", "rewards", "kl")
+_FIRST = (
+    *("loss", "rewards/accuracy", "rewards/margin", "sampled_score", "sampled_win_rate", "rewards", "kl"),
+    *("scores/accuracy", "scores/margin", "scores"),
+)
 """Panels that come before the others."""
 
 _COLOURS = {"train": "#9db4c9", "val": "#c8553d", "chosen": "#2a7f62", "rejected": "#c8553d"}

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.callbacks.prompts import readable
 from lit_rlhf.callbacks.tokenizer import stop_tokens, tokenizer_of
+from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.types import Forest, PreferenceBatch
 
 
@@ -98,8 +99,8 @@ class SampleTable(Callback):
             table.add_row(_shorten(readable(prompt, tokenizer), keep_end=True), *map(_shorten, answers))
         return table
 
-    def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        if self.samples or not isinstance(batch, PreferenceBatch):
+    def _begin(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
+        if self.samples or not isinstance(batch, PreferenceBatch) or not isinstance(pl_module.model, Backbone):
             return
         found = [prompt for pairs in batch.micro_batches for prompt in prompts_of(pairs.forest)]
         self.prompts = found[: self.num_prompts]

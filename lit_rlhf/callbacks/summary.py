@@ -15,11 +15,26 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-_HEADLINES = ("sampled_win_rate", "sampled_score", "rewards/accuracy", "rewards/margin", "loss")
+from lit_rlhf.models.reward_model import RewardModel
+
+_HEADLINES = (
+    "sampled_win_rate",
+    "sampled_score",
+    "scores/accuracy",
+    "rewards/accuracy",
+    "scores/margin",
+    "rewards/margin",
+    "loss",
+)
 """Metrics that come first on the last screen."""
 
-_NEXT = """\
+_NEXT_POLICY = """\
 {command} generate {folder} --prompt "..."
+{command} export {folder} --out {folder}-merged --merge"""
+
+_NEXT_REWARD = """\
+{command} score {folder} --prompt "..." --response "..."
+{command} score {folder} --serve
 {command} export {folder} --out {folder}-merged --merge"""
 
 
@@ -74,13 +89,14 @@ class RunSummary(Callback):
         self.first = self.first or metrics
         self.last, self._last_step = metrics, trainer.global_step
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the last screen."""
         if trainer.is_global_zero:
-            Console().print(self.screen(Path(trainer.default_root_dir), trainer.global_step))
+            lines = _NEXT_REWARD if isinstance(pl_module.model, RewardModel) else _NEXT_POLICY
+            Console().print(self.screen(Path(trainer.default_root_dir), trainer.global_step, lines))
 
-    def screen(self, folder: Path, num_steps: int) -> Panel:
-        """The last screen."""
+    def screen(self, folder: Path, num_steps: int, lines: str = _NEXT_POLICY) -> Panel:
+        """The last screen, with what may be typed next."""
         seconds = int(time.monotonic() - self._started)
         parts: list[Any] = []
         if self.last:
@@ -88,10 +104,13 @@ class RunSummary(Callback):
         parts += [
             Text.assemble(("what was trained  ", "bold"), str(folder)),
             Text.assemble(("curves            ", "bold"), str(folder / "plots" / "all.png")),
-            Text.assemble(("answers           ", "bold"), str(folder / "samples.jsonl")),
+        ]
+        if (folder / "samples.jsonl").is_file():
+            parts.append(Text.assemble(("answers           ", "bold"), str(folder / "samples.jsonl")))
+        parts += [
             "",
             Text("next", style="bold"),
-            Text(_NEXT.format(command=command(), folder=folder), style="cyan"),
+            Text(lines.format(command=command(), folder=folder), style="cyan"),
         ]
         title = f"done: {num_steps} steps in {seconds // 60}:{seconds % 60:02d}"
         return Panel(Group(*parts), title=title, title_align="left", box=box.ROUNDED, padding=(1, 2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 from lightning.pytorch import Trainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -41,3 +43,23 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, backbone: Backbone) -> list[
     if not stops:
         raise ValueError("neither the tokenizer nor the model names an end-of-sequence token")
     return stops
+
+
+def with_padding(tokenizer: PreTrainedTokenizerBase, backbone: Backbone) -> PreTrainedTokenizerBase:
+    """A copy whose pad token never ends a text, which sequence classifiers of transformers rely on.
+
+    The tokenizer's own pad token is kept unless it ends answers too; else it is the unknown token, the one that begins
+    texts, any other special token, or a new one where the embedding has a row for it; else there is none.
+
+    Args:
+        tokenizer: may have no pad token.
+        backbone: its generation settings name tokens that end answers.
+    """
+    stops = set(stop_tokens(tokenizer, backbone))
+    own = [tokenizer.pad_token, tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
+    harmless = (token for token in own if token and tokenizer.convert_tokens_to_ids(str(token)) not in stops)
+    padded = deepcopy(tokenizer)
+    padded.pad_token = next(harmless, None)
+    if padded.pad_token is None and len(tokenizer) < backbone.num_embeddings:
+        padded.add_special_tokens({"pad_token": "<|pad|>"})
+    return padded

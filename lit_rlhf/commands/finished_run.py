@@ -56,6 +56,13 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
+def is_reward_model(folder: Path) -> bool:
+    """Whether a run left a reward model, or somebody else's lies in the folder: there is a score or value head."""
+    from lit_rlhf.models.head_files import read_head
+
+    return read_head(folder, num_objectives=None) is not None
+
+
 def base_of(folder: Path) -> str:
     """Name of the base model that an adapter was trained on."""
     return json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]

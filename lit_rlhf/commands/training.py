@@ -34,7 +34,9 @@ from lit_rlhf.callbacks.plots import Plots
 from lit_rlhf.callbacks.predictions import PredictionsFile
 from lit_rlhf.callbacks.progress import Progress
 from lit_rlhf.callbacks.random_state import RandomState
+from lit_rlhf.callbacks.reliability import ReliabilityPlot
 from lit_rlhf.callbacks.samples import SampleTable
+from lit_rlhf.callbacks.subset_table import SubsetTable
 from lit_rlhf.callbacks.summary import RunSummary
 from lit_rlhf.commands.config_errors import explain
 from lit_rlhf.commands.quiet import quieten
@@ -193,8 +195,9 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "predict":
             return [checkpoint, PredictionsFile()]
         if self.subcommand != "fit":
-            return [checkpoint]
-        return [RandomState(), SampleTable(), AdapterExport(), Plots(), RunSummary(), checkpoint]
+            return [checkpoint, ReliabilityPlot(), SubsetTable()]
+        watching = [SampleTable(), AdapterExport(), Plots(), ReliabilityPlot(), RunSummary()]
+        return [RandomState(), *watching, checkpoint]
 
     def _loggers(self, config: Namespace) -> list[Logger] | bool:
         """The user's, behind ours: Lightning takes the folder of the run from the first."""

@@ -1,12 +1,13 @@
 """LoRA adapters on a backbone: making them, switching between them, copying, mixing and saving them.
 
-An adapter is known by the name of its role: ``policy``, ``reference``. Roles are switched by one context manager that
-puts back what was active, whatever is raised inside, and never changes which parameters require gradients, so that
-optimizers and sharding see the same parameters all the time.
+An adapter is known by the name of its role: ``policy``, ``reference``, ``reward``. Roles are switched by one context
+manager that puts back what was active, whatever is raised inside, and never changes which parameters require gradients,
+so that optimizers and sharding see the same parameters all the time.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from peft import (
     load_peft_weights,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -37,6 +38,7 @@ from lit_rlhf.models.options import LoraOptions
 
 POLICY = "policy"
 REFERENCE = "reference"
+REWARD = "reward"
 BEGINNING = "beginning"
 """How an adapter began that took its start out of the backbone: what "no change" means from then on."""
 
@@ -44,8 +46,8 @@ MUTATING = ("pissa", "olora")
 """Initialisations that change the backbone's weights: "adapter off" is then no longer the model that was loaded."""
 
 
-def new_adapter(model: PreTrainedModel, options: LoraOptions) -> PeftModel:
-    """Put a fresh LoRA adapter named ``policy`` on a frozen model.
+def new_adapter(model: PreTrainedModel, options: LoraOptions, name: str = POLICY) -> PeftModel:
+    """Put a fresh LoRA adapter on a frozen model.
 
     Raises:
         ValueError: if the options do not fit the model.
@@ -63,18 +65,21 @@ def new_adapter(model: PreTrainedModel, options: LoraOptions) -> PeftModel:
         use_dora=options.use_dora,
     )
     try:
-        return get_peft_model(model, config, adapter_name=POLICY)
+        return get_peft_model(model, config, adapter_name=name)
     except (ValueError, TypeError) as error:
         raise ValueError(f"backbone.lora does not fit '{model.name_or_path}': {error}") from error
 
 
-def load_adapter(model: PreTrainedModel, folder: str, dropout: float) -> PeftModel:
-    """Put a saved adapter on a frozen model, trainable and named ``policy``.
+def load_adapter(model: PreTrainedModel, folder: str, dropout: float, name: str = POLICY) -> PeftModel:
+    """Put a saved adapter on a frozen model, trainable.
+
+    Heads that were saved with it, such as the score head of a reward model, are left aside.
 
     Args:
         model: the base it was trained on.
         folder: its folder or hub name.
         dropout: replaces the dropout that it was saved with.
+        name: of the adapter here.
 
     Raises:
         ValueError: if there is no adapter, it is not LoRA, or it belongs to another base.
@@ -89,26 +94,47 @@ def load_adapter(model: PreTrainedModel, folder: str, dropout: float) -> PeftMod
         )
     trained_on = config.base_model_name_or_path
     config.lora_dropout = dropout
+    config.task_type = "CAUSAL_LM"
+    config.modules_to_save = [part for part in config.modules_to_save or [] if _has_part(model, part)] or None
     try:
         adapted = PeftModel.from_pretrained(
-            model, local_or_hub(folder), adapter_name=POLICY, is_trainable=True, config=config, use_safetensors=True
+            model, local_or_hub(folder), adapter_name=name, is_trainable=True, config=config, use_safetensors=True
         )
-        _refuse_other_layers(adapted, set(load_peft_weights(local_or_hub(folder))))
+        _refuse_other_layers(adapted, set(load_peft_weights(local_or_hub(folder))), name)
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         raise ValueError(
             f"backbone.adapter '{folder}' was trained on '{trained_on}' and does not fit '{model.name_or_path}': "
             f"{' '.join(str(error).split())[:300]}"
         ) from error
-    adapted.peft_config[POLICY].base_model_name_or_path = model.name_or_path
+    adapted.peft_config[name].base_model_name_or_path = model.name_or_path
     return adapted
 
 
-def _refuse_other_layers(model: PeftModel, saved: set[str]) -> None:
+def _has_part(model: PreTrainedModel, ending: str) -> bool:
+    """Whether a module of that name is there and holds weights: an ``lm_head`` that was left out does not."""
+    return any(
+        name.split(".")[-1] == ending and any(True for _ in part.parameters()) for name, part in model.named_modules()
+    )
+
+
+def _refuse_other_layers(model: PeftModel, saved: set[str], name: str) -> None:
     """PEFT loads what fits and warns of the rest; an adapter of a deeper or shallower model is refused here."""
-    own = set(get_peft_model_state_dict(model, adapter_name=POLICY))
+    own = set(get_peft_model_state_dict(model, adapter_name=name))
     odd = sorted(name for name in own ^ saved if "lora_A" in name or "lora_B" in name)
     if odd:
         raise ValueError(f"it {'lacks' if odd[0] in own else 'has weights for a layer that is not there:'} {odd[0]}")
+
+
+def base_of(folder: Path) -> str:
+    """Name of the base model that an adapter was trained on.
+
+    Raises:
+        ValueError: if the folder holds no adapter, or one that does not say.
+    """
+    try:
+        return str(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} holds no {CONFIG_NAME} that names a base model; name it with base") from error
 
 
 def copy_adapter(model: PeftModel, source: str, target: str) -> None:

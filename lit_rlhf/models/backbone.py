@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_rlhf.models import adapters
-from lit_rlhf.models.layers.attention import FOREST_ATTENTION, ForestLayout
+from lit_rlhf.models.layers.attention import FOREST_ATTENTION, ForestLayout, Read
 from lit_rlhf.models.layers.linear_logprobs import LogitTransform, TokenLogprobs, linear_logprobs
 from lit_rlhf.models.layers.lm_head import head_parameters, logit_transform
 from lit_rlhf.models.layout import Layout, probe_forest, set_attention, unseen_limit
@@ -29,7 +29,7 @@ from lit_rlhf.models.loading import OWN_ATTENTION, evaluating
 from lit_rlhf.models.padded import unfold
 from lit_rlhf.types import Forest
 
-Role = Literal["policy", "reference"]
+Role = Literal["policy", "reference", "reward"]
 
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "use_cache")
 """Entries of a config that say nothing about what the model computes."""
@@ -68,13 +68,15 @@ class Backbone(nn.Module):
 
     @contextmanager
     def role(self, name: Role) -> Iterator[None]:
-        """Be ``policy`` or ``reference`` inside the context. What was before is back after it, also after an exception.
+        """Play a role inside the context. What was before is back after it, also after an exception.
+
+        ``reward`` is the adapter of that name where there is one, and what is trained where there is none.
 
         Raises:
             ValueError: for another name, or where a model without adapters has no reference.
         """
-        if name not in ("policy", "reference"):
-            raise ValueError(f"no role '{name}'; there are 'policy' and 'reference'")
+        if name not in get_args(Role):
+            raise ValueError(f"no role '{name}'; there are {', '.join(map(repr, get_args(Role)))}")
         before = self._role
         with self._adapter_of(name):
             self._role = name
@@ -88,7 +90,9 @@ class Backbone(nn.Module):
             if name == "reference" and self.reference_model is None:
                 raise ValueError("this backbone has neither adapters nor a second model, so it has no reference")
             return nullcontext()
-        if name == "policy":
+        if name == "reward" and adapters.REWARD in self.model.peft_config:
+            return adapters.active_adapter(self.model, adapters.REWARD)
+        if name != "reference":
             return adapters.active_adapter(self.model, self.policy_adapter)
         own = (other for other in (adapters.REFERENCE, adapters.BEGINNING) if other in self.model.peft_config)
         return adapters.active_adapter(self.model, next(own, None))
@@ -98,12 +102,13 @@ class Backbone(nn.Module):
         """Whether the reference is an adapter of its own rather than the base."""
         return isinstance(self.model, PeftModel) and adapters.REFERENCE in self.model.peft_config
 
-    def hidden_states(self, forest: Forest, *, only_predictors: bool = False) -> Tensor:
-        """Last hidden states (T, H) of the current role, after the final norm, one per token of the forest.
+    def hidden_states(self, forest: Forest, *, read: Read = "all") -> Tensor:
+        """Last hidden states of the current role, after the final norm.
 
         Args:
             forest: the packed text.
-            only_predictors: (N, H) instead, one per scored token; a fused last layer then does less.
+            read: ``all``: (T, H), one per token. ``predictors``: (N, H), one per scored token, of the token before it.
+                ``ends``: (L, H), one per sequence, of its last token. A fused last layer does no more than that.
 
         Raises:
             ValueError: if a token id lies outside the embedding.
@@ -116,10 +121,12 @@ class Backbone(nn.Module):
             )
         if self.layout == "padded":
             states = self._padded_states(forest)
-            return states.index_select(0, forest.predictors) if only_predictors else states
-        layout = ForestLayout(forest, trim_last_layer=only_predictors)
+            return states if read == "all" else states.index_select(0, _read_rows(forest, read))
+        # The end of a sequence whose leaf is empty lies inside another one, where no query would be left.
+        is_trimmed = read == "predictors" or all(forest.lengths[leaf] for leaf in forest.leaves)
+        layout = ForestLayout(forest, read=read if is_trimmed else "all")
         states = self._forest_states(forest, layout)
-        return layout.states_at(forest.predictors, states) if only_predictors else states
+        return states if read == "all" else layout.states_at(_read_rows(forest, read), states)
 
     def token_logprobs(
         self, forest: Forest, with_entropy: bool = False, with_log_sum_squares: bool = False
@@ -131,7 +138,7 @@ class Backbone(nn.Module):
             with_entropy: also return entropies.
             with_log_sum_squares: also return logs of the sums of squared probabilities.
         """
-        hidden = self.hidden_states(forest, only_predictors=True)
+        hidden = self.hidden_states(forest, read="predictors")
         weight, bias = head_parameters(self.base)
         return linear_logprobs(
             hidden,
@@ -142,6 +149,11 @@ class Backbone(nn.Module):
             with_entropy=with_entropy,
             with_log_sum_squares=with_log_sum_squares,
         )
+
+    @property
+    def has_lm_head(self) -> bool:
+        """Whether it can say what comes next; a reward model's is left out."""
+        return not isinstance(self.base.get_output_embeddings(), nn.Identity)
 
     @property
     def num_embeddings(self) -> int:
@@ -186,11 +198,8 @@ class Backbone(nn.Module):
     def _choose_layout(self) -> Layout:
         probe = probe_forest(self.num_embeddings).to(self._embedding_weight.device)
         expected = self._padded_states(probe)
-        rows = unfold(probe)
-        weight, bias = head_parameters(self.base)
-        logits = self.base(input_ids=rows.tokens, attention_mask=rows.mask, position_ids=rows.positions).logits
-        raw = nn.functional.linear(expected, weight, bias)
-        self.transform = logit_transform(self.base.config, raw, logits.flatten(0, 1)[rows.cells])
+        if self.has_lm_head:
+            self.transform = self._find_transform(probe, expected)
         if self.attention not in OWN_ATTENTION:
             return "padded"
         models, before = self._models(), self.base.config._attn_implementation
@@ -203,6 +212,13 @@ class Backbone(nn.Module):
             raise ValueError(f"backbone.attention is 'forest', but {reason}")
         rank_zero_info(f"backbone: computing on padded rows, because {reason}")
         return "padded"
+
+    def _find_transform(self, probe: Forest, states: Tensor) -> LogitTransform:
+        rows = unfold(probe)
+        weight, bias = head_parameters(self.base)
+        logits = self.base(input_ids=rows.tokens, attention_mask=rows.mask, position_ids=rows.positions).logits
+        raw = nn.functional.linear(states, weight, bias)
+        return logit_transform(self.base.config, raw, logits.flatten(0, 1)[rows.cells])
 
     def _models(self) -> list[PreTrainedModel]:
         both = [model for model in (self.model, self.reference_model) if model is not None]
@@ -331,6 +347,11 @@ class Backbone(nn.Module):
             digest.update(f"{name} {tuple(parameter.shape)} {float(flat.sum(dtype=torch.float64))}".encode())
             digest.update(sample.numpy().tobytes())
         return digest.hexdigest()
+
+
+def _read_rows(forest: Forest, read: Read) -> Tensor:
+    """Row indices of the tokens whose hidden states are read."""
+    return forest.predictors if read == "predictors" else torch.tensor(forest.ends, device=forest.tokens.device)
 
 
 def _until_stop(tokens: list[int], stops: set[int]) -> list[int]:

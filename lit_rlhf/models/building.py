@@ -22,6 +22,7 @@ def build_backbone(
     *,
     reference: ReferenceKind = "fixed",
     device: torch.device | None = None,
+    role: Literal["policy", "reward"] = "policy",
 ) -> Backbone:
     """Load the base model and put the roles on it.
 
@@ -29,23 +30,24 @@ def build_backbone(
         config: what to load.
         reference: "none" where no reference is needed; "moving" where it must have weights of its own.
         device: where quantised weights are made; None = CPU.
+        role: of what is trained; a reward model has no ``lm_head``.
 
     Raises:
         ValueError: for what :func:`lit_rlhf.models.loading.load_causal_lm` and the adapters refuse.
     """
-    model = load_causal_lm(config, device)
+    model = load_causal_lm(config, device, with_lm_head=role == "policy")
     if not config.lora.enabled:
         second = load_causal_lm(config, device).eval() if reference != "none" else None
         model.requires_grad_(True)
         return Backbone(model, second, config.attention)
     if config.adapter is None:
-        policy = adapters.new_adapter(model, config.lora)
+        policy = adapters.new_adapter(model, config.lora, role)
     else:
-        policy = adapters.load_adapter(model, config.adapter, config.lora.dropout)
+        policy = adapters.load_adapter(model, config.adapter, config.lora.dropout, role)
     if config.adapter is None and config.lora.init in adapters.MUTATING:
-        adapters.copy_adapter(policy, adapters.POLICY, adapters.BEGINNING)
+        adapters.copy_adapter(policy, role, adapters.BEGINNING)
     if reference == "moving" or (reference == "fixed" and config.adapter is not None):
-        adapters.copy_adapter(policy, adapters.POLICY, adapters.REFERENCE)
+        adapters.copy_adapter(policy, role, adapters.REFERENCE)
     return Backbone(policy, None, config.attention)
 
 

@@ -21,12 +21,16 @@ OWN_ATTENTION = ("auto", "forest")
 """Values of ``attention`` that mean this package's attention; others are names that transformers knows."""
 
 
-def load_causal_lm(config: BackboneConfig, device: torch.device | None = None) -> PreTrainedModel:
+def load_causal_lm(
+    config: BackboneConfig, device: torch.device | None = None, *, with_lm_head: bool = True
+) -> PreTrainedModel:
     """Load the frozen base model.
 
     Args:
         config: what to load and how.
         device: where quantised weights are made; others stay on the CPU until the Trainer moves them.
+        with_lm_head: False leaves ``lm_head`` out, which may then be missing in the checkpoint too, as in that of a
+            sequence classifier.
 
     Returns:
         The model, every parameter frozen, in training mode with all of its own dropout at 0.
@@ -40,7 +44,15 @@ def load_causal_lm(config: BackboneConfig, device: torch.device | None = None) -
     except (OSError, ValueError) as error:
         raise ValueError(f"backbone.name_or_path '{config.name_or_path}' cannot be loaded: {_first(error)}") from error
     _switch_dropout_off(model_config)
-    model = _from_pretrained(name, model_config, config, device)
+    model, missing = _from_pretrained(name, model_config, config, device)
+    if not with_lm_head:
+        dropped = _drop_lm_head(model)
+        missing = [key for key in missing if not key.startswith(f"{dropped}.")]
+    if missing:
+        raise ValueError(
+            f"backbone '{config.name_or_path}' is no causal language model: its checkpoint lacks "
+            f"{', '.join(sorted(missing)[:4])} ({len(missing)} missing in all)"
+        )
     keep_four_bits_as_they_are(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -108,7 +120,8 @@ def quantization_config(kind: str, compute_dtype: torch.dtype) -> BitsAndBytesCo
 
 def _from_pretrained(
     name: str, model_config: PretrainedConfig, config: BackboneConfig, device: torch.device | None
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the weights that its checkpoint lacks."""
     dtype: torch.dtype = getattr(torch, config.dtype if config.dtype != "auto" else _saved_dtype(model_config))
     quantization = quantization_config(config.quantization, dtype)
     placement = {"": device or torch.device("cpu")} if quantization is not None else None
@@ -130,13 +143,15 @@ def _from_pretrained(
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ValueError(f"backbone '{config.name_or_path}' cannot be loaded: {_first(error)}") from error
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"])[:4])
-        raise ValueError(
-            f"backbone '{config.name_or_path}' is no causal language model: its checkpoint lacks {missing}"
-            f" ({len(loading['missing_keys'])} missing in all)"
-        )
-    return cast(PreTrainedModel, model)
+    return model, list(loading["missing_keys"])
+
+
+def _drop_lm_head(model: PreTrainedModel) -> str:
+    """Put nothing in the place of ``lm_head``, and tell its name: it may hold a billion numbers."""
+    head = model.get_output_embeddings()
+    name = next(name for name, module in model.named_modules() if module is head)
+    model.set_submodule(name, nn.Identity())
+    return name
 
 
 def _switch_dropout_off(config: PretrainedConfig) -> None:

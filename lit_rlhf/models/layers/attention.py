@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,10 @@ FOREST_ATTENTION = "lit_rlhf_forest"
 
 _VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """Whether this torch's variable-length attention takes fewer key-value heads than heads (2.12 and newer)."""
+
+
+Read = Literal["all", "predictors", "ends"]
+"""Whose hidden states are read: all tokens', those that predict a scored one, or the last of every sequence."""
 
 
 class Run(NamedTuple):
@@ -57,8 +61,8 @@ class ForestLayout:
 
     Args:
         forest: the packed row.
-        only_predictors: leave out queries that predict no token of a leaf: most of every prompt. All keys stay.
-        trim_last_layer: the last layer may do so, because the hidden states of other rows will not be read.
+        queries: which tokens are queries; ``predictors`` are those of whole leaves. All keys stay.
+        read: which hidden states will be read, so that the last layer may leave out all other queries.
 
     Attributes:
         runs: cover all queries in order.
@@ -66,11 +70,11 @@ class ForestLayout:
         last_layer: the layout of the last layer.
     """
 
-    def __init__(self, forest: Forest, *, only_predictors: bool = False, trim_last_layer: bool = False) -> None:
-        self.runs = _runs(forest, only_predictors)
+    def __init__(self, forest: Forest, *, queries: Read = "all", read: Read = "all") -> None:
+        self.runs = _runs(forest, queries)
         self.device = forest.tokens.device
-        self.rows = _query_rows(self.runs).to(self.device, non_blocking=True) if only_predictors else None
-        self.last_layer: ForestLayout | None = ForestLayout(forest, only_predictors=True) if trim_last_layer else None
+        self.rows = None if queries == "all" else _query_rows(self.runs).to(self.device, non_blocking=True)
+        self.last_layer: ForestLayout | None = None if read == "all" else ForestLayout(forest, queries=read)
         self.windows: set[int | None] = set()  # that layers asked for
         self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor | None] = {}
         self._varlen: tuple[_Varlen, _Varlen | None] | None = None
@@ -159,7 +163,7 @@ class _Varlen(NamedTuple):
         )
 
 
-def _runs(forest: Forest, only_predictors: bool) -> tuple[Run, ...]:
+def _runs(forest: Forest, queries: Read) -> tuple[Run, ...]:
     starts = forest.starts
     runs: list[Run] = []
     head = at = 0
@@ -168,7 +172,11 @@ def _runs(forest: Forest, only_predictors: bool) -> tuple[Run, ...]:
             continue
         start, end = starts[head], starts[segment - 1] + forest.lengths[segment - 1]
         ancestors = [(starts[number], starts[number] + forest.lengths[number]) for number in forest.path(head)[:-1]]
-        first, last = _predictors(forest.lengths[head:segment], start) if only_predictors else (start, end)
+        first, last = start, end
+        if queries == "predictors":
+            first, last = _predictors(forest.lengths[head:segment], start)
+        elif queries == "ends":
+            first = max(start, end - 1)
         if last > first:
             runs.append(Run(at, at + last - first, _joined([*ancestors, (start, last)])))
             at += last - first

@@ -286,8 +286,8 @@ def test_the_last_layer_computes_only_what_is_read(ragged, build, monkeypatch):
 
     monkeypatch.setattr(fused._FusedLayer, "_compute", noting)
     whole = ours.hidden_states(ragged)
-    read = ours.hidden_states(ragged, only_predictors=True)
-    short = len(ForestLayout(ragged, only_predictors=True).rows)
+    read = ours.hidden_states(ragged, read="predictors")
+    short = len(ForestLayout(ragged, read="predictors").rows)
     assert widths == [ragged.num_tokens, ragged.num_tokens, ragged.num_tokens, short]
     assert len(set(ragged.predictors.tolist())) <= short < ragged.num_tokens
     torch.testing.assert_close(read, whole[ragged.predictors], rtol=1e-5, atol=1e-6)

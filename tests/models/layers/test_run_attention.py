@@ -39,9 +39,9 @@ def attend(query, key, value, layout, scaling=None, window=None):
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (3, 1)])
-@pytest.mark.parametrize("only_predictors", [False, True])
-def test_outputs_and_gradients(heads, key_heads, only_predictors, ragged):
-    layout = ForestLayout(ragged, only_predictors=only_predictors)
+@pytest.mark.parametrize("queries", ["all", "predictors", "ends"])
+def test_outputs_and_gradients(heads, key_heads, queries, ragged):
+    layout = ForestLayout(ragged, queries=queries)
     inputs = qkv(ragged, layout.rows, heads, key_heads)
     seen = visible(ragged) if layout.rows is None else visible(ragged)[layout.rows]
     expected, ours = dense(*inputs, seen, 0.3), attend(*inputs, layout, 0.3)
@@ -76,7 +76,7 @@ def test_half_precision(ragged):
 
 
 def test_predictors_are_all_among_the_queries(ragged):
-    rows = ForestLayout(ragged, only_predictors=True).rows.tolist()
+    rows = ForestLayout(ragged, queries="predictors").rows.tolist()
     assert set(ragged.predictors.tolist()) <= set(rows)
     assert rows == sorted(set(rows))
 
