@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -19,7 +20,9 @@ from datamodules.streamed import StreamedDataModule
 from lit_rlhf.types import (
     Cursor,
     Forest,
+    GradedResponses,
     Instructions,
+    JudgedSteps,
     PreferenceBatch,
     PreferencePairs,
     PromptBatch,
@@ -52,7 +55,7 @@ class SourceReport:
         sample: the rows that were read.
         num_found: examples in them.
         num_used: examples that can be used.
-        num_counted: pairs, judged responses, texts or prompts in those.
+        num_counted: pairs, responses, texts or prompts in those.
         forms: examples by the name of the form they were read by.
         truncated: examples by what was cut of them.
         lost: examples by why they cannot be used.
@@ -97,7 +100,7 @@ class Piece(NamedTuple):
     Args:
         title: what it is: ``prompt``, ``chosen``, ``rejected``, ``text`` ...
         tokens: token ids.
-        trained: one bool per token; True = the token is trained on (its log-probability counts).
+        trained: one bool per token; True = its log-probability counts, or a judged step ends there.
     """
 
     title: str
@@ -186,15 +189,39 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 def _titles(part: Any) -> list[str]:
     """What each sequence of a micro-batch is called."""
-    if isinstance(part, UnpairedResponses):
-        return ["thumb up" if label else "thumb down" for label in part.labels.tolist()]
-    if isinstance(part, Instructions):
-        return ["text"] * part.forest.num_sequences
+    return _TITLES[type(part)](part)
+
+
+def _preferred(part: PreferencePairs) -> list[str]:
     better, worse = set(part.chosen.tolist()), set(part.rejected.tolist())
     return [
         "in between" if number in better & worse else "chosen" if number in better else "rejected"
         for number in range(part.forest.num_sequences)
     ]
+
+
+def _graded(part: GradedResponses) -> list[str]:
+    """Rank and grades, in the order of the objectives."""
+    said = zip(part.ranks.tolist(), part.grades.tolist(), strict=True)
+    return [f"rank {rank}, graded {_numbers(grades)}" if grades else f"rank {rank}" for rank, grades in said]
+
+
+def _judged(part: JudgedSteps) -> list[str]:
+    labels = [part.labels[part.forest.sequences == number].tolist() for number in range(part.forest.num_sequences)]
+    return [f"steps judged {_numbers(judged)}" for judged in labels]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join("unknown" if math.isnan(value) else f"{value:g}" for value in values)
+
+
+_TITLES: dict[type, Callable[[Any], list[str]]] = {
+    PreferencePairs: _preferred,
+    UnpairedResponses: lambda part: ["thumb up" if label else "thumb down" for label in part.labels.tolist()],
+    GradedResponses: _graded,
+    JudgedSteps: _judged,
+    Instructions: lambda part: ["text"] * part.forest.num_sequences,
+}
 
 
 def _add(report: SourceReport, outcomes: Sequence[Outcome], data: StreamedDataModule) -> None:
@@ -221,7 +248,7 @@ def _add(report: SourceReport, outcomes: Sequence[Outcome], data: StreamedDataMo
         seen.add(key)
         parts = pieces(outcome, task)
         report.num_tokens += sum(len(part.tokens) for part in parts)
-        is_whole = "response" not in outcome.tokens.truncated
+        is_whole = data.marked == "trained" and "response" not in outcome.tokens.truncated
         report.num_endless += is_whole and not all(_ends(part, stops, data.tokenizer) for part in parts)
 
 

@@ -93,6 +93,7 @@ class PreferenceDataModule(StreamedDataModule):
         self.step_separator = step_separator
         self.group_by = group_by
         self.examples = "pairs" if kind == "pairs" else "responses"
+        self.marked = {"graded": "graded", "steps": "judged"}.get(kind, "trained")
 
     def task(self) -> PairTask | ThumbTask | GradedTask | StepTask:
         """What the rows are for."""

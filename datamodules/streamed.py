@@ -49,6 +49,9 @@ class StreamedDataModule(LightningDataModule):
     examples = "examples"
     """What one of its examples is called in the summary."""
 
+    marked = "trained"
+    """What is said of the tokens that its batches mark as scored."""
+
     def __init__(
         self,
         splits: Mapping[str, SourceLike | None],

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", help=f"of files: folder or hub name ({EMBEDDED})")
     parser.add_argument(
         "--kind",
-        choices=("pairs", "unpaired", "sft", "prompts"),
+        choices=("pairs", "unpaired", "graded", "steps", "sft", "prompts"),
         help="of files: what they are for (told by their rows)",
     )
     parser.add_argument("--max_length", type=_at_least(1), help="of files: tokens of an example (1024)")
@@ -165,11 +165,13 @@ def _kind(sources: Any, split: str) -> str:
 
 
 def _use(record: Record) -> str:
+    if any(response.steps for response in record.responses):
+        return "steps"
     if len({response.rank for response in record.responses}) > 1:
         return "pairs"
     if any(response.label is not None for response in record.responses):
         return "unpaired"
-    return "sft" if record.responses else "prompts"
+    return ("prompts", "sft", "graded")[min(len(record.responses), 2)]
 
 
 def _check_tokenizer(data: StreamedDataModule, name: str | None) -> None:
@@ -187,7 +189,7 @@ def _show_sources(console: Console, data: StreamedDataModule, arguments: argpars
     for report in inspect(data, arguments.split, arguments.rows, arguments.show):
         console.print(source_panel(report, data))
         if report.shown and not reports:
-            console.print(f"what is trained on stands in {OPEN} {CLOSE}\n", style="dim")
+            console.print(f"{data.marked} tokens stand in {OPEN} {CLOSE}\n", style="dim")
         for outcome in report.shown:
             console.print(example(outcome, data))
         reports.append(report)

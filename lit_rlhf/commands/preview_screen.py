@@ -85,7 +85,7 @@ def epoch_table(reports: Sequence[SourceReport], data: StreamedDataModule, split
 
 
 def example(outcome: Outcome, data: StreamedDataModule, is_whole: bool = False) -> Group:
-    """One example as a model meets it: what is trained on in brackets and green, special tokens visible.
+    """One example as a model meets it: what is trained on (or judged) in brackets and green, special tokens visible.
 
     Args:
         outcome: an example that is not lost.
@@ -96,9 +96,9 @@ def example(outcome: Outcome, data: StreamedDataModule, is_whole: bool = False) 
     cut = f", cut: {' and '.join(outcome.tokens.truncated)}" if outcome.tokens.truncated else ""
     parts = [Text.assemble((printable(outcome.row.address), "bold"), f"  {form}{cut}")]
     for piece in pieces(outcome, data.task()):
-        num_trained, number = sum(piece.trained), len(piece.tokens)
-        trained = f", {'all' if num_trained == number else f'{num_trained:,}'} trained" if num_trained else ""
-        parts.append(Text.assemble((piece.title, "bold cyan"), (f"  {_counted(number, 'token')}{trained}", "dim")))
+        num_marked, number = sum(piece.trained), len(piece.tokens)
+        marked = f", {'all' if num_marked == number else f'{num_marked:,}'} {data.marked}" if num_marked else ""
+        parts.append(Text.assemble((piece.title, "bold cyan"), (f"  {_counted(number, 'token')}{marked}", "dim")))
         parts.append(_shortened(piece, data, number if is_whole else _ENDS))
     return Group(*parts, "")
 

@@ -16,6 +16,7 @@ from lit_rlhf.commands.preview_screen import _FACTS
 PAGE = (Path(__file__).parents[2] / "docs/preview.md").read_text(encoding="utf-8")
 GOOD = {"prompt": "Question", "chosen": " yes", "rejected": " no"}
 THUMB = {"prompt": "Question", "completion": " yes", "label": True}
+STEPS = {"prompt": "Question", "completions": ["One.", "Two."], "labels": [1, 0]}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
 
@@ -97,6 +98,8 @@ def test_a_file_is_shown_with_what_is_trained_in_brackets(preview, write):
     [
         (GOOD, "pairs", "chosen"),
         (THUMB, "unpaired", "thumb up"),
+        ({"prompt": "Q", "responses": ["a", "b"]}, "graded", "rank 0, graded unknown"),
+        (STEPS, "steps", "steps judged 1, 0"),
         (CHAT, "sft", "text"),
         ({"prompt": "Q"}, "prompts", "prompt"),
     ],
@@ -106,6 +109,19 @@ def test_rows_tell_what_they_are_for(preview, write, row, kind, title):
     out = preview(write("a.jsonl", *broken, row))
     assert f"read as --kind {kind}" in out
     assert f"\n{title}  " in out
+
+
+def test_what_stands_in_brackets_is_told(preview, write):
+    out = preview(write("a.jsonl", GOOD))
+    assert "trained tokens stand in 〚 〛" in out
+    assert ", all trained\n" in out
+    out = preview("a.jsonl", "--kind", "graded")
+    assert "graded tokens stand in 〚 〛" in out
+    assert ", all graded\n〚 yes</s>〛" in out
+    out = preview(write("steps.jsonl", STEPS))
+    assert "judged tokens stand in 〚 〛" in out
+    assert ", 2 judged\nOne.〚\n〛Two.〚\n〛</s>" in out
+    assert "without a stop token" not in out
 
 
 def test_kind_overrules_the_rows(preview, write):

@@ -126,6 +126,35 @@ def test_a_row_in_tokens_without_an_end_is_endless(preferences, tiny_tokenizer):
     assert report_on(preferences(rows)).num_endless == 1
 
 
+def test_whether_an_answer_ends_is_of_no_matter_to_who_judges_it(preferences):
+    steps = {"prompt": "Q", "completions": ["a", "b"], "labels": [1, None]}
+    assert report_on(preferences([steps], kind="steps")).num_endless == 0
+    endless = {"prompt_ids": [10, 11], "chosen_ids": [12], "rejected_ids": [13]}
+    assert report_on(preferences([endless], kind="graded")).num_endless == 0
+    assert report_on(preferences([endless])).num_endless == 1
+
+
+def titles(data):
+    return [piece.title for piece in outcome_of(data)]
+
+
+def test_titles_tell_what_is_known_of_a_response(preferences):
+    row = {"prompt": "Q", "responses": [" a", " b"], "scores": [1, 2.5], "style": [None, 7]}
+    graded = preferences([row], kind="graded", objectives=["score", "style"])
+    assert titles(graded) == ["prompt", "rank 0, graded 2.5, 7", "rank 1, graded 1, unknown"]
+    assert titles(preferences([row], kind="graded", objectives=[])) == ["prompt", "rank 0", "rank 1"]
+    assert titles(preferences([row])) == ["prompt", "chosen", "rejected"]
+
+
+def test_the_ends_of_judged_steps_are_marked(preferences, tiny_tokenizer):
+    steps = {"prompt": "Q", "completions": ["ab", "cd", "ef"], "labels": [1, None, 0.5]}
+    data = preferences([steps], kind="steps")
+    assert titles(data) == ["prompt", "steps judged 1, 0.5"]
+    piece = outcome_of(data)[1]
+    marked = [place for place, is_marked in enumerate(piece.trained) if is_marked]
+    assert [tiny_tokenizer.decode(piece.tokens[: place + 1]) for place in marked] == ["ab\n", "ab\ncd\nef\n"]
+
+
 def test_a_step_is_measured_where_it_is_full(preferences, tiny_tokenizer):
     rows = [pair(number) for number in range(10)]
     size = 1 + number_of_tokens(tiny_tokenizer, "Question 1") + 2
