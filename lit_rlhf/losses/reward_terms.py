@@ -196,12 +196,12 @@ class RewardTerm:
         Raises:
             ValueError: if the function does not return one number per unit.
         """
-        read = self._read(examples)
+        read, num_units = self._read(examples), self.count(examples)
         losses = self.function(*(read._asdict()[name] for name in self.signature.inputs), **self.options)
-        if losses.shape != (self.count(examples),):
+        if losses.shape != (num_units,):
             raise ValueError(
-                f"losses: {self.name} returned {tuple(losses.shape)}; of {self.count(examples)} {self.unit} it must "
-                "return one number each, not reduced"
+                f"losses: {self.name} returned {tuple(losses.shape)}; of {num_units} {self.unit} it must return one "
+                "number each, not reduced"
             )
         return losses
 
@@ -214,8 +214,7 @@ class RewardTerm:
             kept = ~examples.step_labels.isnan()
         else:
             kept = ~examples.grades.isnan() if "grades" in asked else torch.ones_like(examples.grades, dtype=torch.bool)
-        columns = UNITS["lists" if self.unit == "responses" else self.unit]
-        return examples._replace(**{name: examples._asdict()[name][kept] for name in columns})
+        return examples._replace(**{name: examples._asdict()[name][kept] for name in UNITS[self.unit]})
 
 
 def refuse_missing(terms: Sequence[RewardTerm], kind: str) -> None:

@@ -65,7 +65,7 @@ class Calibration(Sums):
         Args:
             margins: (B,) score of the chosen response minus that of the rejected one.
         """
-        margins = margins.detach().to(self.table)
+        margins = margins.to(self.table)
         confidence = margins.abs().sigmoid()
         right = (1 + margins.sign()) / 2
         bins = ((confidence - 0.5) * 2 * self.num_bins).long().clamp(max=self.num_bins - 1)

@@ -58,11 +58,11 @@ class ScoreMoments(Sums):
             chosen_scores: (B,) of the preferred responses of pairs; None where nothing was preferred.
             rejected_scores: (B,) of the others.
         """
-        x, y = scores.detach().to(self.responses), lengths.to(self.responses)
+        x, y = scores.to(self.responses), lengths.to(self.responses)
         self.responses += torch.stack([torch.ones_like(x), x, x * x, y, y * y, x * y]).sum(1)
         if chosen_scores is not None and rejected_scores is not None:
             for sums, side in ((self.chosen, chosen_scores), (self.rejected, rejected_scores)):
-                x = side.detach().to(sums)
+                x = side.to(sums)
                 sums.add_(torch.stack([torch.ones_like(x), x, x * x]).sum(1))
 
     def compute(self) -> dict[str, Tensor]:

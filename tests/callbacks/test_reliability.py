@@ -114,3 +114,8 @@ def test_what_is_drawn(tmp_path, monkeypatch):
     assert high > 1
     bars = [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in below.patches]
     assert bars == [(0.5, pytest.approx(0.05), 40), (0.8, pytest.approx(0.05), 10)]
+
+
+def test_other_ranks_draw_nothing(run, monkeypatch):
+    monkeypatch.setattr(Trainer, "is_global_zero", False)
+    assert not run("test", Scorer()).exists()

@@ -107,3 +107,9 @@ def test_a_trial_run_writes_nothing(tmp_path, capsys):
     run(tmp_path, fast_dev_run=True)
     assert not (tmp_path / FILE).exists()
     assert "mean over pairs" not in capsys.readouterr().out
+
+
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "is_global_zero", False)
+    run(tmp_path)
+    assert not (tmp_path / FILE).exists()
