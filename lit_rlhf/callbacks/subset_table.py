@@ -95,25 +95,24 @@ def table_of(metrics: Mapping[str, Tensor]) -> list[list[SubsetRow]]:
     """The rows of the table in blocks: subsets, means, sections of RewardBench.
 
     Args:
-        metrics: of a test: ``test/pairs`` and ``test/scores/{accuracy,ties,margin}``, each also by subset where there
-            are several.
+        metrics: of a test: ``test/scores/{accuracy,ties,margin}``, whole and by subset, and ``test/pairs`` by subset.
 
     Returns:
-        Blocks with at least one row; none if no pairs were scored.
+        Blocks with at least one row; none without subsets.
     """
-    if "test/scores/margin" not in metrics:
-        return []
-    begin = "test/scores/margin/"
+    begin = "test/pairs/"
     names = sorted(name.removeprefix(begin) for name in metrics if name.startswith(begin))
-    subsets = [_row(metrics, name, f"/{name}") for name in names]
-    means = [_row(metrics, "mean over pairs", "")]
-    if subsets:
-        accuracies = [row.accuracy for row in subsets if row.accuracy is not None]
-        margins = [row.margin for row in subsets if row.margin is not None]
-        mean = fmean(accuracies) if accuracies else None
-        ties = fmean(row.ties for row in subsets)
-        means.append(SubsetRow("mean over subsets", means[0].pairs, mean, ties, fmean(margins)))
-    return [block for block in (subsets, means, reward_bench_sections(subsets)) if block]
+    subsets = [_row(metrics, name, f"/{name}", int(metrics[begin + name])) for name in names]
+    if not subsets:
+        return []
+    num_pairs = sum(row.pairs for row in subsets)
+    accuracies = [row.accuracy for row in subsets if row.accuracy is not None]
+    margins = [row.margin for row in subsets if row.margin is not None]
+    mean = fmean(accuracies) if accuracies else None
+    ties = fmean(row.ties for row in subsets)
+    over_pairs = _row(metrics, "mean over pairs", "", num_pairs)
+    over_subsets = SubsetRow("mean over subsets", num_pairs, mean, ties, fmean(margins))
+    return [block for block in (subsets, [over_pairs, over_subsets], reward_bench_sections(subsets)) if block]
 
 
 def reward_bench_sections(subsets: Sequence[SubsetRow]) -> list[SubsetRow]:
@@ -140,11 +139,11 @@ def _section(name: str, rows: Sequence[SubsetRow], weights: Sequence[int]) -> Su
     return SubsetRow(name, sum(row.pairs for row in rows), accuracy, ties, None)
 
 
-def _row(metrics: Mapping[str, Tensor], name: str, part: str) -> SubsetRow:
+def _row(metrics: Mapping[str, Tensor], name: str, part: str, num_pairs: int) -> SubsetRow:
     accuracy = metrics.get(f"test/scores/accuracy{part}")
     return SubsetRow(
         name,
-        round(float(metrics[f"test/pairs{part}"])),
+        num_pairs,
         None if accuracy is None else float(accuracy),
         float(metrics[f"test/scores/ties{part}"]),
         float(metrics[f"test/scores/margin{part}"]),

@@ -39,9 +39,9 @@ class Means(Sums):
         super().__init__()
         self.names = tuple(names)
         self.sums: Tensor
-        self.counts: Tensor
+        self.num_summed: Tensor
         self.add_sum("sums", len(self.names), dtype=torch.float32)
-        self.add_sum("counts", len(self.names), dtype=torch.float32)
+        self.add_sum("num_summed", len(self.names), dtype=torch.float32)
         self._parts: dict[str, Tensor] = {}  # (sum, count) of each; the count of a share is not a number
 
     def update(self, values: Mapping[str, tuple[Tensor | float, Tensor | float | None]]) -> None:
@@ -58,7 +58,7 @@ class Means(Sums):
             if name in self.names:
                 index = self.names.index(name)
                 self.sums[index] += total.detach() if isinstance(total, Tensor) else total
-                self.counts[index] += 0 if count is None else count
+                self.num_summed[index] += 0 if count is None else count
             elif any(name.startswith(f"{known}/") for known in self.names):
                 part = self._parts.setdefault(name, torch.zeros(2, device=self.sums.device))
                 part[0] += total.detach() if isinstance(total, Tensor) else total
@@ -78,11 +78,11 @@ class Means(Sums):
 
     def compute(self) -> dict[str, Tensor]:
         """The means, float32 scalars; names that counted nothing are left out."""
-        return {name: total / count for name, (total, count) in self._reported(self.sums, self.counts).items()}
+        return {name: total / count for name, (total, count) in self._reported(self.sums, self.num_summed).items()}
 
-    def num_counted(self) -> dict[str, Tensor]:
+    def counts(self) -> dict[str, Tensor]:
         """What each mean is over, float32 scalars over all ranks, which must all ask."""
-        sums, counts = sum_over_ranks(torch.stack([self.sums, self.counts]))
+        sums, counts = sum_over_ranks(torch.stack([self.sums, self.num_summed]))
         return {name: count for name, (_, count) in self._reported(sums, counts).items()}
 
     def _reported(self, sums: Tensor, counts: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -18,7 +18,8 @@ TWO = {"": (40, 0.8, 0.25, 1.5), "/a": (30, 0.9, 0.0, 2.0), "/b/c": (10, None, 1
 def metrics(table):
     found = {}
     for part, (pairs, accuracy, ties, margin) in table.items():
-        named = {"pairs": pairs, "scores/ties": ties, "scores/margin": margin, "scores/accuracy": accuracy}
+        named = {"scores/ties": ties, "scores/margin": margin, "scores/accuracy": accuracy}
+        named |= {"pairs": pairs} if part else {}
         found.update({f"test/{name}{part}": torch.tensor(float(x)) for name, x in named.items() if x is not None})
     return found
 
@@ -35,13 +36,13 @@ def test_subsets_and_both_means():
     close(means, [("mean over pairs", 40, 0.8, 0.25, 1.5), ("mean over subsets", 40, 0.9, 0.5, 1.0)])
 
 
-def test_one_source_has_one_row():
-    (means,) = table_of(metrics({"": TWO[""]}))
-    close(means, [("mean over pairs", 40, 0.8, 0.25, 1.5)])
+def test_nothing_without_subsets():
+    assert table_of(metrics({"": TWO[""]})) == []
 
 
-def test_nothing_without_pairs():
-    assert table_of({"test/loss": torch.tensor(1.0)}) == []
+def test_no_mean_of_no_accuracy():
+    _, means = table_of(metrics(dict.fromkeys(("", "/a", "/b"), (10, None, 1.0, 0.0))))
+    close(means, [("mean over pairs", 20, None, 1.0, 0.0), ("mean over subsets", 20, None, 1.0, 0.0)])
 
 
 def bench(accuracy, ties=0.0):

@@ -48,11 +48,11 @@ def test_half_precision_does_not_reach_the_sums():
 
 def test_what_each_mean_is_over():
     means = Means(["a", "b", "c"])
-    assert means.num_counted() == {}
+    assert means.counts() == {}
     means.update({"a/x": (3.0, 4), "a/y": (1.0, 1), "a": (4.0, 5), "a/why": (1.0, None), "b/only": (1.0, 1)})
     means.update({"a/x": (1.0, 2), "b": (1.0, 2)})
-    assert set(means.num_counted()) == set(means.compute())
-    assert {name: int(count) for name, count in means.num_counted().items()} == {
+    assert set(means.counts()) == set(means.compute())
+    assert {name: int(count) for name, count in means.counts().items()} == {
         "a": 5,
         "b": 2,
         "a/x": 6,

@@ -28,9 +28,9 @@ def report(*shares):
         means.update(score_sums(chosen[share], rejected[share], *lengths[:, share], sources[share]))
         moments.update(chosen[share], lengths[0, share], chosen[share], rejected[share])
         calibration.update((chosen - rejected)[share])
-    counted, bins = means.num_counted(), calibration.bins()
+    counted, bins = means.counts(), calibration.bins()
     found = {**means.compute(), **moments.compute(), **calibration.compute()}
-    assert means.num_counted() == counted
+    assert means.counts() == counted
     assert calibration.bins() == bins
     return {name: float(value) for name, value in found.items()}, counted, bins
 
