@@ -49,3 +49,13 @@ def test_they_are_part_of_checkpoints():
     second.load_state_dict(first.state_dict())
     second.update(torch.tensor([0.1, 0.2]))
     assert second.compute().tolist() == pytest.approx([0.2, 0.4])
+
+
+@pytest.mark.filterwarnings("error")
+def test_sums_of_nothing_and_of_a_checkpoint_are_no_reason_to_warn():
+    first, second = Total(), Total()
+    assert second.compute().tolist() == [0.0, 0.0]
+    first.update(torch.tensor([0.1, 0.2]))
+    second = Total()
+    second.load_state_dict(first.state_dict())
+    assert second.compute().tolist() == pytest.approx([0.1, 0.2])
