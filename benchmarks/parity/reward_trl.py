@@ -17,14 +17,14 @@ from trl_run import read_rows, run_all, settings_of
 class Unrounded(RewardTrainer):
     """Keeps what each step came to as it was computed; the log holds rounded numbers."""
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], **options: Any) -> torch.Tensor:
-        """Compute the loss."""
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], **options: Any) -> Any:
+        """Compute the loss, with the model's outputs if they are asked for."""
         loss, outputs = super().compute_loss(model, inputs, **{**options, "return_outputs": True})
         chosen, rejected = outputs.logits.detach().squeeze(-1).chunk(2)
         accuracy = (chosen > rejected).float().mean()
         for name, value in {"loss": loss, "margin": (chosen - rejected).mean(), "accuracy": accuracy}.items():
             self.course.setdefault(name, []).append(value.item())
-        return loss
+        return (loss, outputs) if options.get("return_outputs") else loss
 
 
 def load(plan: dict[str, Any], tuning: str) -> torch.nn.Module:
