@@ -182,9 +182,8 @@ class RewardModule(LightningModule):
         """(terms,) what each loss is divided by: its units of the step, over all ranks."""
         counts = torch.zeros(len(self.losses), device=self.device)
         for part in micro_batches:
-            is_stepwise = isinstance(part, JudgedSteps)
-            shape = (len(part.labels),) if is_stepwise else (part.forest.num_sequences, len(self.objectives))
-            examples = self._examples(part, torch.zeros(shape, device=self.device))
+            scores = torch.zeros(part.forest.num_sequences, len(self.objectives), device=self.device)
+            examples = self._examples(part, torch.zeros_like(part.labels) if isinstance(part, JudgedSteps) else scores)
             counts += torch.tensor([term.count(examples) for term in self.losses], device=self.device)
         # Strategies average gradients over ranks, which is undone here; a loss without units adds nothing.
         return sum_over_ranks(counts).clamp(min=1.0) / num_ranks()

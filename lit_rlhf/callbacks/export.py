@@ -80,7 +80,7 @@ def save_reward_tokenizer(
     head = model.score
     return reward_readme(
         folder,
-        model.base.name_or_path,
+        str(model.base.name_or_path),
         state,
         num_labels=head.out_features,
         pad=padded.pad_token_id,

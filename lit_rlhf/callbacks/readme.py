@@ -101,11 +101,11 @@ lit-rlhf export {folder} --out merged --merge
 _REWARD_RUN = """
 | file | what it is |
 |---|---|
-| `adapter_model.safetensors`, `adapter_config.json` (or `model.safetensors`, `config.json`) | what was trained, the score head among it |
+| `adapter_model.safetensors`, `adapter_config.json` (or `model.safetensors`, `config.json`) | adapter and score head |
 | `reward_model.json` | objectives, and how scores spread on the validation data |
 | `tokenizer.json`, `chat_template.jinja`, ... | the tokenizer it was trained with |
 | `config.yaml` | every setting; `lit-rlhf fit --config config.yaml` does it again |
-| `metrics.csv`, `plots/` | the numbers on the way; `plots/reliability.png` shows how far its probabilities can be believed |
+| `metrics.csv`, `plots/` | the numbers on the way; `plots/reliability.png`: how far to believe its probabilities |
 | `checkpoints/` | where `--ckpt_path` goes on from |
 
 ```bash

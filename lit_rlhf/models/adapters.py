@@ -25,12 +25,14 @@ from peft import (
     get_peft_model,
     get_peft_model_state_dict,
     load_peft_weights,
+    set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedModel
 
 from lit_rlhf.models.loading import local_or_hub
@@ -84,6 +86,44 @@ def load_adapter(model: PreTrainedModel, folder: str, dropout: float, name: str 
     Raises:
         ValueError: if there is no adapter, it is not LoRA, or it belongs to another base.
     """
+    config = _saved_config(model, folder, dropout)
+    with _fitting(model, folder, config):
+        adapted = PeftModel.from_pretrained(
+            model, local_or_hub(folder), adapter_name=name, is_trainable=True, config=config, use_safetensors=True
+        )
+        _refuse_other_layers(adapted, set(load_peft_weights(local_or_hub(folder))), name)
+    adapted.peft_config[name].base_model_name_or_path = model.name_or_path
+    return adapted
+
+
+def add_adapter(model: PeftModel, folder: str, name: str) -> None:
+    """Put one more saved adapter beside those that are there, frozen and without dropout. What is active stays so.
+
+    Args:
+        model: holds the other adapters, on the base that this one was trained on too.
+        folder: its folder or hub name.
+        name: of the adapter here.
+
+    Raises:
+        ValueError: if there is no adapter, it is not LoRA, it belongs to another base, or the name is taken.
+    """
+    if name in model.peft_config:
+        raise ValueError(f"there is an adapter named '{name}' already")
+    base = cast(PreTrainedModel, model.get_base_model())
+    config = _saved_config(base, folder, dropout=0.0)
+    active = model.active_adapter
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with _fitting(base, folder, config):
+        model.add_adapter(name, config)
+        weights = load_peft_weights(local_or_hub(folder))
+        set_peft_model_state_dict(model, weights, adapter_name=name)
+        _refuse_other_layers(model, set(weights), name)
+    model.set_adapter(active)
+    _train_only(model, trainable)
+
+
+def _saved_config(model: PreTrainedModel, folder: str, dropout: float) -> LoraConfig:
+    """The config of a saved adapter, as it goes onto a causal language model without the heads it was saved with."""
     try:
         config = PeftConfig.from_pretrained(local_or_hub(folder))
     except (OSError, ValueError) as error:
@@ -92,22 +132,23 @@ def load_adapter(model: PreTrainedModel, folder: str, dropout: float, name: str 
         raise ValueError(
             f"backbone.adapter '{folder}' is of type {PeftType(config.peft_type).value}; only LORA is supported"
         )
-    trained_on = config.base_model_name_or_path
     config.lora_dropout = dropout
     config.task_type = "CAUSAL_LM"
     config.modules_to_save = [part for part in config.modules_to_save or [] if _has_part(model, part)] or None
+    return config
+
+
+@contextmanager
+def _fitting(model: PreTrainedModel, folder: str, config: LoraConfig) -> Iterator[None]:
+    """Name the adapter and both bases in whatever PEFT says of an adapter that does not fit."""
+    trained_on = config.base_model_name_or_path
     try:
-        adapted = PeftModel.from_pretrained(
-            model, local_or_hub(folder), adapter_name=name, is_trainable=True, config=config, use_safetensors=True
-        )
-        _refuse_other_layers(adapted, set(load_peft_weights(local_or_hub(folder))), name)
+        yield
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         raise ValueError(
             f"backbone.adapter '{folder}' was trained on '{trained_on}' and does not fit '{model.name_or_path}': "
             f"{' '.join(str(error).split())[:300]}"
         ) from error
-    adapted.peft_config[name].base_model_name_or_path = model.name_or_path
-    return adapted
 
 
 def _has_part(model: PreTrainedModel, ending: str) -> bool:
@@ -146,6 +187,11 @@ def copy_adapter(model: PeftModel, source: str, target: str) -> None:
     model.add_adapter(target, config)
     mix_adapters(model, source, target, weight=1.0)
     model.set_adapter(source)
+    _train_only(model, trainable)
+
+
+def _train_only(model: PeftModel, trainable: list[nn.Parameter]) -> None:
+    """Freeze everything else: PEFT makes trainable what becomes active."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for parameter in trainable:

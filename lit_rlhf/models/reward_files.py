@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -106,7 +106,7 @@ def write_classifier(model: PreTrainedModel, weight: Tensor, folder: Path, pad_t
         folder: is made if need be.
         pad_token_id: of rows of a batch; it must not end a text, as the classifier reads the token before it.
     """
-    config = cast(PretrainedConfig, deepcopy(model.config))
+    config = deepcopy(model.config)
     config.num_labels = len(weight)
     config.architectures = None
     if pad_token_id is not None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -26,6 +26,8 @@ from lit_rlhf.models.options import BackboneConfig
 from lit_rlhf.models.reward_files import RewardFile, local_folder, read_reward_file, write_reward_model
 from lit_rlhf.models.score_head import ScoreHead
 from lit_rlhf.types import Forest
+
+_NO_HEAD = "holds no score head (score.weight or v_head.summary.weight), so it is no reward model"
 
 
 class RewardModel(nn.Module):
@@ -165,12 +167,39 @@ def load_reward_model(
         backbone = Backbone(load_causal_lm(config, device, with_lm_head=False))
     head = _head(folder, hidden_size(backbone))
     if head is None:
-        raise ValueError(
-            f"'{name}' holds no score head (score.weight or v_head.summary.weight), so it is no reward model"
-        )
+        raise ValueError(f"'{name}' {_NO_HEAD}")
     model = RewardModel(backbone, head)
     model.requires_grad_(False)
     return model.eval()
+
+
+def add_reward_model(backbone: Backbone, name: str | Path) -> RewardModel:
+    """Let the backbone of a policy play a finished reward model too: its adapter and head, no second base.
+
+    Args:
+        backbone: with a policy adapter, on the base that the reward model was trained on.
+        name: folder or hub name of the reward model.
+
+    Returns:
+        The reward model, frozen; it computes on ``backbone``, whose active role stays what it is.
+
+    Raises:
+        ValueError: if the backbone has no adapters, or adapter, head and backbone do not fit.
+    """
+    folder = local_folder(str(name))
+    if not isinstance(backbone.model, PeftModel):
+        raise ValueError("a policy without adapters cannot carry a reward model; load that with a base of its own")
+    trained_on = adapters.base_of(folder)
+    if Path(trained_on).name != Path(str(backbone.base.name_or_path)).name:
+        rank_zero_warn(
+            f"the reward model '{name}' was trained on '{trained_on}', and the policy's base is "
+            f"'{backbone.base.name_or_path}': its scores mean nothing unless they are the same weights"
+        )
+    head = _head(folder, hidden_size(backbone))
+    if head is None:
+        raise ValueError(f"'{name}' {_NO_HEAD}")
+    adapters.add_adapter(backbone.model, str(folder), adapters.REWARD)
+    return RewardModel(backbone, head.requires_grad_(False))
 
 
 def _is_classifier(backbone: Backbone) -> bool:
