@@ -36,6 +36,7 @@ from lit_rlhf.callbacks.progress import Progress
 from lit_rlhf.callbacks.random_state import RandomState
 from lit_rlhf.callbacks.reliability import ReliabilityPlot
 from lit_rlhf.callbacks.samples import SampleTable
+from lit_rlhf.callbacks.score_spread import ScoreSpread
 from lit_rlhf.callbacks.subset_table import SubsetTable
 from lit_rlhf.callbacks.summary import RunSummary
 from lit_rlhf.commands.config_errors import explain
@@ -196,7 +197,7 @@ class TrainingCLI(LightningCLI):
             return [checkpoint, PredictionsFile()]
         if self.subcommand != "fit":
             return [checkpoint, ReliabilityPlot(), SubsetTable()]
-        watching = [SampleTable(), AdapterExport(), Plots(), ReliabilityPlot(), RunSummary()]
+        watching = [SampleTable(), ScoreSpread(), AdapterExport(), Plots(), ReliabilityPlot(), RunSummary()]
         return [RandomState(), *watching, checkpoint]
 
     def _loggers(self, config: Namespace) -> list[Logger] | bool:
