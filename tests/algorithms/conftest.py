@@ -1,7 +1,8 @@
-"""What the tests of the algorithms share: ragged pairs, batches, modules, a Trainer that remembers what it logs."""
+"""What the tests of the algorithms share: ragged examples, batches, modules, a Trainer that remembers what it logs."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import lightning
@@ -10,8 +11,9 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
-from datamodules.packing import TokenPair, pack_pairs
+from datamodules.packing import TokenPair, TokenResponse, TokenTree, pack_graded, pack_pairs, pack_steps
 from lit_rlhf.algorithms.dpo import DPOModule
+from lit_rlhf.algorithms.reward import RewardModule
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
 
 
@@ -70,16 +72,82 @@ def make_batches(make_pairs):
     return make
 
 
+def grade(row, response):
+    """0, a half or 1, with ties; unknown now and then."""
+    return math.nan if (row + response) % 7 == 6 else (row * 2 + response * 3) % 5 // 2 / 2
+
+
+def graded_tree(row, num_objectives):
+    """Two to four responses; their ranks are those of their grades, an unknown one counting as the worst."""
+    responses = [tokens(1 + (row * 3 + number * 5) % 8, 1000 * number + row) for number in range(2 + row % 3)]
+    grades = [[grade(row + 4 * k, number) for k in range(num_objectives)] for number in range(len(responses))]
+    whole = [-1.0 if math.isnan(first) else first for first, *_ in grades]
+    return TokenTree(
+        tokens(2 + row * 5 % 9, row),
+        [TokenResponse(response, [True] * len(response)) for response in responses],
+        ranks=[sum(other > mine for other in whole) for mine in whole],
+        grades=grades,
+        row=f"train:{row + 1}",
+        source=("train", "other")[row % 2],
+    )
+
+
+def step_tree(row):
+    """One or two responses of two to four steps, which are right, wrong, between, or not judged."""
+    counts = [2 + (row + number) % 3 for number in range(1 + row % 2)]
+    lengths = [[1 + (row + step) % 3 for step in range(count)] for count in counts]
+    labels = [[(0.0, 1.0, 0.5, math.nan)[(row + step) % 4] for step in range(count)] for count in counts]
+    ends = [[at == length - 1 for length in steps for at in range(length)] for steps in lengths]
+    responses = [TokenResponse(tokens(len(scored), 100 * n + row), scored) for n, scored in enumerate(ends)]
+    return TokenTree(
+        tokens(2 + row * 5 % 9, row),
+        responses,
+        step_labels=[label for steps in labels for label in steps],
+        row=f"train:{row + 1}",
+        source=("train", "other")[row % 2],
+    )
+
+
+@pytest.fixture(scope="session")
+def make_judged(make_pairs):
+    """Batches of ``size`` out of ``number`` rows of a kind of judgement: pairs, graded, objectives (two) or steps."""
+    kinds = {
+        "pairs": (pack_pairs, make_pairs),
+        "graded": (pack_graded, lambda number: [graded_tree(row, 1) for row in range(number)]),
+        "objectives": (pack_graded, lambda number: [graded_tree(row, 2) for row in range(number)]),
+        "steps": (pack_steps, lambda number: [step_tree(row) for row in range(number)]),
+    }
+
+    def make(kind, number, size, token_budget=10**6, step=1):
+        pack, rows_of = kinds[kind]
+        rows = rows_of(number)
+        return [pack(rows[at : at + size][::step], token_budget) for at in range(0, number, size)]
+
+    return make
+
+
 @pytest.fixture
 def make_module(tiny_llama):
-    """DPOModules on the tiny Llama, seeded; ``backbone`` and ``lora`` are settings of theirs."""
+    """Modules on the tiny Llama, seeded; ``backbone`` and ``lora`` are settings of theirs."""
 
-    def make(backbone=None, lora=None, lr=0.5, optimizer=torch.optim.SGD, seed=0, **options):
+    def make(backbone=None, lora=None, lr=0.5, optimizer=torch.optim.SGD, seed=0, kind=DPOModule, **options):
         torch.manual_seed(seed)
         config = {"name_or_path": str(tiny_llama()), "fused": False, **(backbone or {})}
         lora = LoraOptions(**{"r": 4, "alpha": 16, **(lora or {})})
         options.setdefault("optimizer", partial(optimizer, lr=lr))
-        return DPOModule(BackboneConfig(**config, lora=lora), **options)
+        return kind(BackboneConfig(**config, lora=lora), **options)
+
+    return make
+
+
+@pytest.fixture
+def make_reward(make_module):
+    """RewardModules on the tiny Llama, seeded, loaded: their heads are the same whatever is done before."""
+
+    def make(**options):
+        module = make_module(kind=RewardModule, **{"lr": 0.05, **options})
+        module.configure_model()
+        return module
 
     return make
 
@@ -122,3 +190,21 @@ def make_loader():
 def trained_weights():
     """Copies of what a module trains, by name."""
     return lambda module: {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture(scope="session")
+def assert_same_run():
+    """Whether two Trainers logged the same curves, and their modules ended with the same weights."""
+
+    def compare(first, second, tolerance=1e-5):
+        about_the_cut = {"train/tokens_per_second", "train/data/fill"}
+        names = {name for row in second.logger.rows for name in row} - about_the_cut
+        assert {name for row in first.logger.rows for name in row} - about_the_cut == names
+        for name in names:
+            ours, wanted = first.logger.column(name), second.logger.column(name)
+            assert ours == pytest.approx(wanted, rel=tolerance, abs=tolerance * max(map(abs, wanted))), name
+        theirs = dict(second.lightning_module.named_parameters())
+        for name, parameter in first.lightning_module.named_parameters():
+            assert (parameter - theirs[name]).norm() <= 3 * tolerance * theirs[name].norm(), name
+
+    return compare
