@@ -156,6 +156,7 @@ class RewardModule(LightningModule):
 
     def _examples(self, micro_batch: RewardMicroBatch, scores: Tensor) -> ScoredExamples:
         """What the losses read of a micro-batch whose responses or steps have these scores."""
+        refuse_missing(self.losses, _KINDS[type(micro_batch)])
         if isinstance(micro_batch, PreferencePairs):
             chosen, rejected, margins = micro_batch.chosen, micro_batch.rejected, micro_batch.margins
             return pair_examples(self.model.score.combine(scores), chosen, rejected, margins)
@@ -165,7 +166,6 @@ class RewardModule(LightningModule):
 
     def _judge(self, micro_batch: RewardMicroBatch, scores: Tensor) -> tuple[list[Tensor], SumsAndCounts]:
         """Each loss of each of its units, and the sums and counts of all that is watched."""
-        refuse_missing(self.losses, _KINDS[type(micro_batch)])
         examples = self._examples(micro_batch, scores)
         losses = [term(examples) for term in self.losses]
         is_regression = any("grades" in term.signature.inputs for term in self.losses)
