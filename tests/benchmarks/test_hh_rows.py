@@ -16,6 +16,7 @@ def test_rows_are_split_before_the_last_answer(load_script, tmp_path, suffix):
         {"chosen": dialogue("a", "b", "c", "good"), "rejected": dialogue("a", "b", "c", "bad")},
         {"chosen": dialogue("a", "good"), "rejected": dialogue("other", "bad")},
         {"chosen": dialogue("a", ""), "rejected": dialogue("a", "bad")},
+        {"chosen": dialogue("a", "good"), "rejected": dialogue("a", "")},
         {"chosen": dialogue("a", "same"), "rejected": dialogue("a", "same")},
     ]
     file = tmp_path / f"rows{suffix}"

@@ -55,3 +55,21 @@ def test_a_change_is_seen(script, plans, name, value):
     plan = plans("embedded")
     ours = script.run({**plan, name: value or plan["rows"]}, plan["settings"]["full_margins"]).course
     assert not follows(ours, GOLDEN["embedded"]["runs"]["full_margins"])
+
+
+def test_the_worst_difference_counts_and_tokens_must_be_equal(script, monkeypatch):
+    def watched(name):
+        course = script.Course()
+        course.course = {"loss": [0.5, 0.5], "margin": [0.0, {"one": 0.25, "other": 0.5}[name]], "accuracy": [1.0, 1.0]}
+        course.tokens = {2: {"prompt_ids": [1], "chosen_ids": [4], "rejected_ids": [5]}}
+        course.tokens[1] = {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}
+        return course
+
+    monkeypatch.setattr(script, "run", lambda plan, name: watched(name))
+    plan = {"settings": {"one": "one", "other": "other"}}
+    course = {"loss": [0.5, 0.5], "margin": [0.0, 0.0], "accuracy": [1.0, 0.875]}
+    tokens = [{"chosen_ids": [1, 2], "rejected_ids": [1, 3]}, {"chosen_ids": [1, 4], "rejected_ids": [1, 5]}]
+    theirs = {"one": course, "other": course, "tokens": tokens}
+    assert script.compare(plan, theirs) == {"one": 0.25, "other": 0.5}
+    with pytest.raises(ValueError, match="on the same tokens"):
+        script.compare(plan, {**theirs, "tokens": tokens[::-1]})

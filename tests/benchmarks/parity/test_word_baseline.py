@@ -14,7 +14,7 @@ def row(chosen, rejected):
 
 def test_words_that_decide_are_learned(script):
     train = [row(f"kind {name}", f"rude {name}") for name in ("cat", "dog", "fox", "hen")] * 5
-    assert script.bag_of_words_accuracy(train, [row("Kind, owl!", "rude owl"), row("a kind ox", "an ox")]) == 1
+    assert script.bag_of_words_accuracy(train, [row("Kind, owl!", "an owl"), row("an ox", "a rude ox")]) == 1
     assert script.bag_of_words_accuracy(train, [row("rude", "kind"), row("kind", "rude")]) == 0.5
     assert script.bag_of_words_accuracy(train, [row("owl", "ox")]) == 0.5  # neither is known
 
