@@ -145,6 +145,7 @@ def test_a_classifier_is_refused(tmp_path, key):
         (values(bias=BIAS * torch.nan), r"'v_head\.summary\.bias' in .*not finite"),
         (values(WEIGHT[0]), r"is \(16,\) with a bias of \(1,\)"),
         (values(bias=torch.ones(2)), r"is \(1, 16\) with a bias of \(2,\)"),
+        ({"score.weight": WEIGHT[0]}, r"is \(16,\);"),
         ({"score.weight": torch.ones(0, 16)}, r"is \(0, 16\);"),
         ({"score.weight": torch.ones(8, 1, dtype=torch.uint8)}, "holds torch.uint8; a head must be saved as float"),
     ],

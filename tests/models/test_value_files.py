@@ -158,6 +158,17 @@ def test_from_the_cache_of_the_hub(whole, adapted, base, tmp_path, is_adapter):
         check(base, saved, adapter="someone/model", cache_dir=str(tmp_path))
 
 
+def test_a_revision_is_that_of_the_adapter(adapted, base, tmp_path):
+    places = {name: tmp_path / f"models--someone--{name}" for name in ("base", "adapter")}
+    for name, branch in {"base": "main", "adapter": "v2"}.items():
+        (places[name] / "refs").mkdir(parents=True)
+        (places[name] / "refs" / branch).write_text("0123abc")
+    shutil.copytree(base, places["base"] / "snapshots" / "0123abc")
+    adapted.pretrained_model.peft_config["default"].base_model_name_or_path = "someone/base"
+    adapted.save_pretrained(places["adapter"] / "snapshots" / "0123abc")
+    check("someone/adapter", adapted, cache_dir=str(tmp_path), revision="v2")
+
+
 def test_a_fresh_head_is_announced_once(base, adapted, tmp_path):
     adapted.pretrained_model.save_pretrained(tmp_path)
     for folder in (base, tmp_path):
@@ -190,6 +201,11 @@ def test_a_head_of_another_size(base, adapted, tmp_path):
     save_file({"v_head.summary.weight": torch.ones(1, 32)}, tmp_path / "value_head.safetensors")
     with pytest.raises(ValueError, match=r"value_head\.safetensors reads .* size 32, and those of '.*' have 64"):
         load(tmp_path)
+
+
+def test_the_head_alone_is_written_beside_an_adapter(adapted, tmp_path):
+    adapted.save_pretrained(tmp_path, state_dict={"lm_head.weight": torch.ones(1), **HEAD})
+    assert [set(load_file(tmp_path / file)) for file in HEAD_FILES] == [set(HEAD)] * 2
 
 
 def test_a_head_without_bias(adapted, tmp_path):

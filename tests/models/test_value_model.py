@@ -118,6 +118,42 @@ def test_values_do_not_depend_on_padding(family):
     assert not torch.allclose(model.values(left)[:, 3:], plain, atol=1e-4, rtol=0), "unmasked, padding is text"
 
 
+class Passing(nn.Module):
+    """What a model may call its decoder, though it goes on computing after it."""
+
+    def forward(self, states):
+        return (states,)
+
+
+class Norm(nn.Module):
+    """A last norm with such a decoder in it."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm, self.decoder = norm, Passing()
+
+    def forward(self, states):
+        return self.norm(self.decoder(states)[0])
+
+
+@torch.no_grad()
+def test_the_states_are_those_that_reach_the_output_head(monkeypatch):
+    model = value_model()
+    expected = model.values(TOKENS)
+    base = model.pretrained_model
+    base.model.norm = Norm(base.model.norm)
+    monkeypatch.setattr(base, "get_decoder", lambda: base.model.norm.decoder)
+    assert torch.equal(model(TOKENS)[2], expected)
+
+
+def test_nothing_is_left_hooked():
+    model = value_model("opt")
+    model(TOKENS)
+    with pytest.raises(TypeError):
+        model(TOKENS, labels="none")
+    assert [name for name, part in model.named_modules() if part._forward_hooks] == []
+
+
 class Shapes(TorchDispatchMode):
     """Shapes of everything that is computed inside."""
 
@@ -189,6 +225,15 @@ def test_embeddings_in_place_of_tokens():
     torch.testing.assert_close(model.values(inputs_embeds=embedded, attention_mask=mask), expected)
 
 
+@pytest.mark.parametrize(("family", "expected"), [("llama", True), ("bloom", False), ("gemma3", False)])
+def test_who_is_told_positions(family, expected):
+    """Not who has none, and not who makes them of several numbers per token."""
+    model, told = value_model(family), []
+    model._base.base_model.register_forward_pre_hook(lambda _, __, inputs: told.append(inputs), with_kwargs=True)
+    model.values(TOKENS, torch.ones_like(TOKENS))
+    assert (told[0].get("position_ids") is not None) == expected
+
+
 def test_positions_that_are_given_count():
     model, positions = value_model("gpt2"), torch.arange(7).flip(0)[None].expand(2, 7)
     ones = torch.ones_like(TOKENS)
@@ -254,6 +299,13 @@ def test_a_state_dict_is_loaded_back(adapted, nested):
             other.load_state_dict({k: value for k, value in one.state_dict().items() if "lm_head" not in k})
 
 
+def test_tensors_under_the_names_of_parameters_are_loaded_too():
+    one, other = value_model(), value_model()
+    nn.init.ones_(one.pretrained_model.lm_head.weight)
+    other.load_state_dict(dict(one.named_parameters()))
+    assert (other.pretrained_model.lm_head.weight == 1).all()
+
+
 def test_a_copy_is_whole():
     model = value_model()
     twin = copy.deepcopy(model)
@@ -275,9 +327,13 @@ def test_checkpointing_reaches_the_model():
     torch.testing.assert_close(*gradients)
     model.gradient_checkpointing_disable()
     assert not model.pretrained_model.model.layers[0].gradient_checkpointing
-    model.requires_grad_(False)
+
+
+def test_gradients_through_a_frozen_embedding():
+    model = value_model().requires_grad_(False)
+    assert not model.values(TOKENS).requires_grad
     model.enable_input_require_grads()
-    assert model.pretrained_model.get_input_embeddings()(TOKENS).requires_grad
+    assert model.values(TOKENS).requires_grad
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -336,7 +392,9 @@ def test_four_bits(tmp_path):
         device_map={"": "cpu"},
         peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"),
     )
-    assert type(model._base.model.layers[0].mlp.up_proj.base_layer).__name__ == "Linear4bit"
+    packed = model._base.model.layers[0].mlp.up_proj.base_layer
+    assert type(packed).__name__ == "Linear4bit"
+    assert not packed.support_avx512bf16_for_cpu, "which would repack the weights for good"
     states, expected = states_below_head(model._base, input_ids=TOKENS)
     logits, _, values = model(TOKENS)
     torch.testing.assert_close(logits, expected.logits)
