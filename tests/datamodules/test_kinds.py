@@ -9,7 +9,7 @@ from itertools import chain
 
 import pytest
 
-from datamodules import PreferenceDataModule
+from datamodules import PreferenceDataModule, Source
 from datamodules.kinds import GradedTask
 from lit_rlhf.types import GradedBatch, JudgedStepsBatch
 
@@ -161,12 +161,12 @@ def test_steps(make_data, tiny_tokenizer):
 
 
 def test_steps_that_are_cut_are_counted(make_data):
-    longer = {**STEPS, "completions": ["1", "2 " * 30], "labels": [1, 1]}
+    longer = {**STEPS, "completions": ["1", "2 " * 30], "labels": [0.5, 1]}
     lost = {**longer, "labels": [None, 1]}
     data = make_data([STEPS, longer, lost], kind="steps", max_length=45)
     with pytest.warns(UserWarning, match="train:3: no judged step ends within max_length=45"):
         (batch,) = data.train_dataloader()
-    assert batch.micro_batches[0].labels.tolist() == [1.0, 0.0, 1.0]
+    assert batch.micro_batches[0].labels.tolist() == [1.0, 0.0, 0.5]
     counts = {name: number for name, number in batch.notes.items() if "/" in name}
     assert counts == {"ignored/cut_steps": 1, "dropped/cut_steps": 1, "truncated/response": 1}
 
@@ -190,14 +190,14 @@ def test_other_rows_are_told_what_they_lack(make_data):
 BENCH = [
     {**PAIR, "subset": "chat", "id": 1},
     {**PAIR, "id": 2},
-    {**PAIR, "subset": 7, "id": 3},
+    {**PAIR, "subset": 0, "id": 3},
     {**PAIR, "subset": None, "id": 4},
 ]
 
 
 @pytest.mark.parametrize(("kind", "each"), [("pairs", 1), ("unpaired", 2), ("graded", 2)])
 def test_a_column_names_groups_of_rows(only_part, kind, each):
-    named = [name for name in ("chat", "train", "7", "train") for _ in range(each)]
+    named = [name for name in ("chat", "train", "0", "train") for _ in range(each)]
     assert list(only_part(BENCH, kind=kind, group_by="subset").sources) == named
     assert set(only_part(BENCH, kind=kind).sources) == {"train"}
 
@@ -207,7 +207,7 @@ def test_steps_in_groups_and_counts_by_source(make_data, only_part):
     sources = [[{**PAIR, "chosen": "", "subset": "chat"}, *BENCH], BENCH]
     (batch,) = make_data(sources, kind="pairs", group_by="subset", on_bad_row="drop", batch_size=20).train_dataloader()
     assert batch.notes["dropped/empty_response/train[0]"] == 1
-    assert set(batch.micro_batches[0].sources) == {"chat", "7", "train[0]", "train[1]"}
+    assert set(batch.micro_batches[0].sources) == {"chat", "0", "train[0]", "train[1]"}
 
 
 @pytest.mark.parametrize("kind", ["pairs", "unpaired", "graded"])
@@ -244,3 +244,14 @@ def test_objectives_are_kept_as_they_are_named(make_data):
     task = make_data([PAIR], objectives=["a", "b"]).task()
     assert isinstance(task, GradedTask)
     assert task.objectives == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["hh_rlhf_harmless/rows_0_1799.jsonl.gz", "llama_factory/dpo_en_demo.json"])
+def test_real_rows_have_the_same_tokens_whatever_they_are_for(make_data, shared_data, name):
+    source = Source(str(shared_data / name), limit=40)
+    found = []
+    for kind in ("pairs", "unpaired", "graded"):
+        (batch,) = make_data(source, kind=kind, batch_size=40, token_budget=10**6, max_length=10**5).train_dataloader()
+        found.append(sequences(batch.micro_batches[0]))
+    assert len(found[0]) == 80
+    assert found[0] == found[1] == found[2]

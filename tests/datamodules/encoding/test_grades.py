@@ -39,8 +39,8 @@ def test_what_an_item_says_comes_before_a_column():
     row = {"instruction": "Who?", "completions": items}
     assert grades(row, "score", "overall_score", "style") == [[5.0, 5.0, None], [4.0, 4.0, 1.0]]
     assert grades({**row, "style": [7, 8]}, "style") == [[8.0], [1.0]]
-    own = [{"completion": "a", "rank": 0, "score": 2}, {"completion": "b", "rank": 1}]
-    assert grades({"prompt": "Who?", "completions": own, "score": [8, 9]}, "score") == [[2.0], [9.0]]
+    own = [{"completion": "a", "rank": 0, "score": 0}, {"completion": "b", "rank": 1}]
+    assert grades({"prompt": "Who?", "completions": own, "score": [8, 9]}, "score") == [[0.0], [9.0]]
 
 
 def test_a_dot_leads_into_a_mapping():

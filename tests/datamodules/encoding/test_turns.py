@@ -11,7 +11,7 @@ import pytest
 from datamodules.encoding.tokenizers import load_tokenizer
 from datamodules.encoding.truncation import TooLongError
 from datamodules.encoding.turns import TurnEncoder, TurnTokens
-from datamodules.records import BadRowError, Record, Response
+from datamodules.records import BadRowError, Record, Response, Step
 
 
 def user(text):
@@ -206,6 +206,9 @@ def test_tokenised_rows_are_taken_as_they_are(tokenizer):
 def test_the_best_response_is_imitated_and_a_bad_one_is_not(tokenizer):
     ranked = (Response(" b", 1), Response(" a", 0))
     assert runs(tokenizer, encode(tokenizer, Record("ranked", "Hi", ranked))) == [" a</s>"]
+    stepwise = Response("a\nb", steps=(Step("a", 1.0), Step("b", 0.0)))
+    with pytest.raises(BadRowError, match=r"the steps of the response are judged, .* with kind=steps takes such rows"):
+        encode(tokenizer, Record("stepwise supervision", "Hi", (stepwise,)))
     with pytest.raises(BadRowError, match="judged undesirable"):
         encode(tokenizer, Record("thumb", "Hi", (Response(" a", 1, label=False),)))
 

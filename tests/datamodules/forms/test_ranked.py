@@ -87,6 +87,7 @@ BAD = [
     ({"completions": [], "scores": []}, "wrong_type", "'completions' is an empty list"),
     ({"completions": []}, "wrong_type", "'completions' is an empty list"),
     ({"completions": [{"text": "a"}, {"text": "b", "rank": 1}]}, "unknown_form", "needs answers {completion, rank}"),
+    ({"completions": [{"text": "a"}, {"text": "b", "score": 1}]}, "unknown_form", "needs answers {completion, rank}"),
     ({"completions": [{"text": "a"}, "b"]}, "wrong_type", "completions[1] is str 'b'; it must be an answer under"),
     ({"completions": ["a", {"text": "b"}]}, "wrong_type", "completions[1][0] is dict"),
     ({"generations": ["a", ""]}, "empty_response", "generations[1] has an empty response"),

@@ -48,6 +48,8 @@ def test_answers_with_scores_are_no_steps():
     assert read_row(row)[0].form == "answers beside scores"
     items = [{"completion": "a", "rank": 0}, {"completion": "b", "rank": 1}]
     assert read_row({**row, "completions": items, "scores": None})[0].form == "ranked answers"
+    unranked = [{"completion": "a"}, {"completion": "b"}]
+    assert read_row({**row, "completions": unranked, "scores": None})[0].form == "sampled answers"
 
 
 BAD = [
