@@ -109,17 +109,22 @@ def step_tree(row):
 
 
 @pytest.fixture(scope="session")
-def make_judged(make_pairs):
-    """Batches of ``size`` out of ``number`` rows of a kind of judgement: pairs, graded, objectives (two) or steps."""
-    kinds = {
+def judgements(make_pairs):
+    """How rows of a kind of judgement are packed, and the first ``number`` of them: graded by one or two objectives."""
+    return {
         "pairs": (pack_pairs, make_pairs),
         "graded": (pack_graded, lambda number: [graded_tree(row, 1) for row in range(number)]),
         "objectives": (pack_graded, lambda number: [graded_tree(row, 2) for row in range(number)]),
         "steps": (pack_steps, lambda number: [step_tree(row) for row in range(number)]),
     }
 
+
+@pytest.fixture(scope="session")
+def make_judged(judgements):
+    """Batches of ``size`` out of ``number`` rows of a kind of judgement, packed to a token budget."""
+
     def make(kind, number, size, token_budget=10**6, step=1):
-        pack, rows_of = kinds[kind]
+        pack, rows_of = judgements[kind]
         rows = rows_of(number)
         return [pack(rows[at : at + size][::step], token_budget) for at in range(0, number, size)]
 
