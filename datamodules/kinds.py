@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datamodules.encoding.grades import grades_of
-from datamodules.encoding.preferences import Pairing, preferences_of
+from datamodules.encoding.preferences import Margins, Pairing, preferences_of
 from datamodules.encoding.responses import ResponseEncoder, ResponseTexts, ResponseTokens
 from datamodules.forms.values import wrong_type
 from datamodules.making import Outcome
@@ -82,13 +82,20 @@ class PairTask(ResponseTask):
         token_budget: tokens per micro-batch.
         group_by: column whose value names the source of a row in metrics; None = the source itself.
         pairing: which pairs a row of more than two ranked responses gives.
+        margins: where margins come from.
     """
 
     def __init__(
-        self, encoder: ResponseEncoder, token_budget: int, group_by: str | None = None, pairing: Pairing = "all"
+        self,
+        encoder: ResponseEncoder,
+        token_budget: int,
+        group_by: str | None = None,
+        pairing: Pairing = "all",
+        margins: Margins = "column",
     ) -> None:
         super().__init__(encoder, token_budget, group_by)
         self.pairing: Pairing = pairing
+        self.margins: Margins = margins
 
     def render(self, record: Record) -> ResponseTexts | ResponseTokens:
         """Write the texts of a record, if it prefers one response to another."""
@@ -101,7 +108,7 @@ class PairTask(ResponseTask):
         """Make the batch of a step."""
 
         def said(record: Record, tokens: ResponseTokens) -> Said:
-            return {"preferences": preferences_of(record, self.pairing, tokens.kept)}
+            return {"preferences": preferences_of(record, self.pairing, tokens.kept, self.margins)}
 
         return pack_trees(self.trees(examples, said), self.token_budget, notes, cursor)
 

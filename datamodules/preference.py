@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.encoding.preferences import Pairing
+from datamodules.encoding.preferences import Margins, Pairing
 from datamodules.encoding.responses import ResponseEncoder
 from datamodules.encoding.steps import StepEncoder
 from datamodules.encoding.truncation import Truncation
@@ -44,9 +44,12 @@ class PreferenceDataModule(StreamedDataModule):
             and grades, for reward models. steps: responses judged step by step, for process reward models.
         pairing: which pairs a row of more than two ranked responses gives. all: every two of different rank.
             best_worst: the first best against the last worst.
+        margins: by how much a response is better. column: what the row's column margin says. scores: where there is no
+            such column, the difference of the two scores.
         trained: which tokens of a response count. response: all. assistant: in responses of several turns, those of the
             assistant alone.
-        objectives: what graded responses are graded by: names of columns, or score for the score that a ranking gives.
+        objectives: what graded responses are graded by: names of columns, or score for the score that a ranking gives;
+            score alone unless given.
         step_separator: what is written behind each step of a response that is judged step by step.
         group_by: column whose value takes the place of the source's name in metrics, such as subset.
         on_bad_row: raise: stop at a row that cannot be used, with its address. drop: drop and count it.
@@ -69,8 +72,9 @@ class PreferenceDataModule(StreamedDataModule):
         truncation: Truncation = "prompt_left",
         kind: Kind = "pairs",
         pairing: Pairing = "all",
+        margins: Margins = "column",
         trained: Trained = "response",
-        objectives: Sequence[str] = ("score",),
+        objectives: Sequence[str] | None = None,
         step_separator: str = "\n",
         group_by: str | None = None,
         on_bad_row: OnBadRow = "raise",
@@ -88,8 +92,9 @@ class PreferenceDataModule(StreamedDataModule):
         self.truncation: Truncation = truncation
         self.kind: Kind = kind
         self.pairing: Pairing = pairing
+        self.margins: Margins = margins
         self.trained: Trained = trained
-        self.objectives = tuple(objectives)
+        self.objectives = ("score",) if objectives is None else tuple(objectives)
         self.step_separator = step_separator
         self.group_by = group_by
         self.examples = "pairs" if kind == "pairs" else "responses"
@@ -102,7 +107,7 @@ class PreferenceDataModule(StreamedDataModule):
         if self.kind == "steps":
             encoder = StepEncoder(*reading, self.step_separator)
         make: dict[Kind, Callable[..., PairTask | ThumbTask | GradedTask | StepTask]] = {
-            "pairs": partial(PairTask, pairing=self.pairing),
+            "pairs": partial(PairTask, pairing=self.pairing, margins=self.margins),
             "unpaired": ThumbTask,
             "graded": partial(GradedTask, objectives=self.objectives),
             "steps": StepTask,

@@ -9,10 +9,11 @@ from typing import Literal
 from datamodules.records import Record
 
 Pairing = Literal["all", "best_worst"]
+Margins = Literal["column", "scores"]
 
 
 def preferences_of(
-    record: Record, pairing: Pairing = "all", kept: Sequence[int] | None = None
+    record: Record, pairing: Pairing = "all", kept: Sequence[int] | None = None, margins: Margins = "column"
 ) -> tuple[tuple[int, int, float], ...]:
     """Pair the responses of a record by their ranks; equal ranks give no pair.
 
@@ -20,15 +21,16 @@ def preferences_of(
         record: with ranked responses.
         pairing: ``all`` pairs every response with all of higher rank; ``best_worst`` only the best with the worst.
         kept: indices of the responses that are left; all unless given.
+        margins: ``scores`` takes the difference of two scores for a margin where the record has none.
 
     Returns:
         Pairs as (better, worse, margin), counted among those kept. The margin is that of the record, where it has one
-        for two responses, else the difference of the scores, where both have one, else 0.
+        for two responses, else as ``margins`` says, else 0.
 
     Example:
         >>> from datamodules.records import Response
         >>> ranked = tuple(Response(text, rank, score) for text, rank, score in [("a", 1, 2.0), ("b", 0, 5.0)])
-        >>> preferences_of(Record("scored", "", ranked))
+        >>> preferences_of(Record("scored", "", ranked), margins="scores")
         ((1, 0, 3.0),)
     """
     responses = [record.responses[index] for index in (range(len(record.responses)) if kept is None else kept)]
@@ -39,7 +41,9 @@ def preferences_of(
         if responses[better].rank == responses[worse].rank:
             continue
         scores = responses[better].score, responses[worse].score
-        margin = scores[0] - scores[1] if scores[0] is not None and scores[1] is not None else 0.0
+        margin = 0.0
+        if margins == "scores" and scores[0] is not None and scores[1] is not None:
+            margin = scores[0] - scores[1]
         if record.margin and len(record.responses) == 2:
             margin = record.margin if better == 0 else -record.margin
         preferences.append((better, worse, margin))

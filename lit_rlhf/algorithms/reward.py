@@ -161,6 +161,11 @@ class RewardModule(LightningModule):
             chosen, rejected, margins = micro_batch.chosen, micro_batch.rejected, micro_batch.margins
             return pair_examples(self.model.score.combine(scores), chosen, rejected, margins)
         if isinstance(micro_batch, GradedResponses):
+            if micro_batch.grades.shape[1] != len(self.objectives):
+                raise ValueError(
+                    f"data.objectives names {micro_batch.grades.shape[1]} columns of grades, and model.objectives are "
+                    f"{', '.join(self.objectives)}; give one column for each"
+                )
             return graded_examples(scores, micro_batch.groups, micro_batch.ranks, micro_batch.grades)
         return step_examples(scores, micro_batch.labels)
 

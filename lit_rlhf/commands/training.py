@@ -4,7 +4,8 @@ Where it departs from Lightning's:
 
 1. An unknown key is told in one line with its full path and the nearest key that exists.
 2. The configuration wins over the hyper-parameters in a checkpoint; Lightning lets the checkpoint win, silently.
-3. ``data.tokenizer`` follows ``model.backbone.name_or_path`` unless it is set.
+3. ``data.tokenizer`` follows ``model.backbone.name_or_path`` and ``data.objectives`` the names of ``model.objectives``
+   unless they are set.
 4. Names that begin with ``embedded:`` mean files inside the package; ``config.yaml`` keeps the names.
 5. ``fit`` takes the folder ``trainer.default_root_dir``, or a free one beside it, and leaves there what is needed to
    use what was learnt: see :mod:`lit_rlhf.commands.run_folder`. A callback of the user replaces ours of its kind.
@@ -140,6 +141,7 @@ class TrainingCLI(LightningCLI):
                 "no --ckpt_path: this is the model as training begins; --ckpt_path=last takes what was learnt"
             )
         _link_tokenizer(config)
+        _link_objectives(config)
         self._as_written = deepcopy(self.config)
         for part in ("model", "data"):
             if config.get(part) is not None:
@@ -216,6 +218,7 @@ class DataCLI(TrainingCLI):
         """Link the tokenizer and resolve embedded names."""
         config = self.config[self.subcommand]
         _link_tokenizer(config)
+        _link_objectives(config)
         config.data = _resolve_all(config.data)
 
     def instantiate_classes(self) -> None:
@@ -235,6 +238,14 @@ def _link_tokenizer(config: Namespace) -> None:
     backbone = model.get("init_args", {}).get("backbone")
     if isinstance(backbone, Namespace) and "name_or_path" in backbone:
         data.init_args.tokenizer = backbone.name_or_path
+
+
+def _link_objectives(config: Namespace) -> None:
+    """``data.objectives`` <- the names of ``model.objectives``, where data has some that are not set."""
+    data, model = config.get("data"), config.model
+    named = model.get("init_args", {}).get("objectives")
+    if data is not None and named and data.get("init_args", {}).get("objectives", []) is None:
+        data.init_args.objectives = list(vars(named) if isinstance(named, Namespace) else named)
 
 
 def _resolve_all(value: Any) -> Any:

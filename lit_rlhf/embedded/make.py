@@ -7,28 +7,38 @@ machine's arithmetic in their last digits.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from lit_rlhf.embedded import ASSETS
-from lit_rlhf.embedded.rows import SPLITS, Row, demonstration_rows, preference_rows, prompt_rows
+from lit_rlhf.embedded.rows import SPLITS, Row, demonstration_rows, preference_rows, prompt_rows, reward_rows
 
 DATA_SETS: dict[str, Callable[[str], Iterator[Row]]] = {
     "dpo": preference_rows,
+    "reward": reward_rows,
     "sft": demonstration_rows,
     "prompts": prompt_rows,
 }
 
 
+COMPRESSED = {"reward"}
+"""Data sets of a megabyte and more, which are shipped as .jsonl.gz."""
+
+
 def make_data(folder: Path) -> None:
-    """Write ``<data set>_<split>.jsonl`` for every data set and split."""
+    """Write ``<data set>_<split>.jsonl``, or ``.jsonl.gz``, for every data set and split."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in DATA_SETS.items():
         for split in SPLITS:
             lines = [json.dumps(row) + "\n" for row in rows(split)]
-            (folder / f"{name}_{split}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+            content = "".join(lines).encode()
+            if name in COMPRESSED:
+                (folder / f"{name}_{split}.jsonl.gz").write_bytes(gzip.compress(content, mtime=0))
+            else:
+                (folder / f"{name}_{split}.jsonl").write_bytes(content)
 
 
 def main(arguments: list[str] | None = None) -> None:

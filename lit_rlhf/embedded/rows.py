@@ -8,7 +8,7 @@ the model has not seen, which is what a model this small can be expected to get 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 
 from lit_rlhf.embedded.facts import Fact, all_facts, facts_by_question
@@ -23,6 +23,7 @@ from lit_rlhf.embedded.world import (
 SEED = 0
 SPLITS = ("train", "validation", "test")
 NUM_PAIRS = {"train": 2000, "validation": 256, "test": 256}
+NUM_REWARD_PAIRS = {"train": 8000, "validation": 512, "test": 1024}
 NUM_DEMONSTRATIONS = {"train": 800, "validation": 116, "test": 116}
 
 SYSTEM_PROMPTS = (
@@ -76,19 +77,28 @@ def answer(text: str) -> Conversation:
     return [{"role": "assistant", "content": text}]
 
 
-def preference_rows(split: str) -> Iterator[Row]:
+def preference_rows(split: str, num_pairs: Mapping[str, int] = NUM_PAIRS) -> Iterator[Row]:
     """Pairs of unequal answers, one chosen with the probability of :func:`choice_probability`.
+
+    Args:
+        split: ``train``, ``validation`` or ``test``.
+        num_pairs: of each split; the first of many are those of few.
 
     Yields:
         Rows ``{"prompt": [...], "chosen": [...], "rejected": [...]}``.
     """
     rng = random.Random(f"{SEED}/preferences/{split}")
-    for question in _cycle(questions(split), NUM_PAIRS[split]):
+    for question in _cycle(questions(split), num_pairs[split]):
         fact = facts_by_question()[question]
         first, second = _unequal_answers(fact, question, rng)
         probability = choice_probability(true_score(question, first), true_score(question, second))
         chosen, rejected = (first, second) if rng.random() < probability else (second, first)
         yield {"prompt": prompt(question, rng), "chosen": answer(chosen), "rejected": answer(rejected)}
+
+
+def reward_rows(split: str) -> Iterator[Row]:
+    """The same pairs, and more of them: a reward model learns from nothing else."""
+    yield from preference_rows(split, NUM_REWARD_PAIRS)
 
 
 def demonstration_rows(split: str) -> Iterator[Row]:

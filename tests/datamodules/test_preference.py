@@ -69,10 +69,11 @@ def test_only_the_best_against_the_worst(make_data, tiny_tokenizer):
     assert len(part.forest.lengths) == 3  # the one in between is not computed
 
 
-def test_margins_are_given_or_the_difference_of_scores(make_data):
-    (batch,) = make_data([PAIR, SCORED]).train_dataloader()
+@pytest.mark.parametrize(("margins", "wanted"), [("column", [0.5, 0.0]), ("scores", [0.5, 3.5])])
+def test_margins_are_given_or_asked_to_be_the_difference_of_scores(margins, wanted, make_data):
+    (batch,) = make_data([PAIR, SCORED], margins=margins).train_dataloader()
     (part,) = batch.micro_batches
-    assert part.margins.tolist() == [0.5, 3.5]
+    assert part.margins.tolist() == wanted
 
 
 def test_thumbs(make_data, tiny_tokenizer):

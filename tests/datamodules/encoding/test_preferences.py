@@ -28,13 +28,15 @@ def test_nothing_is_preferred(pairing):
 
 
 def test_margins():
-    assert preferences_of(ranked(0, 1, 2, scores=[9.0, 6.5, None])) == ((0, 1, 2.5), (0, 2, 0.0), (1, 2, 0.0))
-    assert preferences_of(ranked(0, 1, scores=[9.0, 6.5], margin=1.0)) == ((0, 1, 1.0),)
+    assert preferences_of(ranked(0, 1, scores=[9.0, 6.5])) == ((0, 1, 0.0),)
+    three = ranked(0, 1, 2, scores=[9.0, 6.5, None])
+    assert preferences_of(three, margins="scores") == ((0, 1, 2.5), (0, 2, 0.0), (1, 2, 0.0))
+    assert preferences_of(ranked(0, 1, scores=[9.0, 6.5], margin=1.0), margins="scores") == ((0, 1, 1.0),)
     assert preferences_of(ranked(1, 0, margin=-1.0)) == ((1, 0, 1.0),)
     assert preferences_of(ranked(0, 1, 2, margin=1.0))[0] == (0, 1, 0.0)
 
 
 def test_only_those_that_are_left():
     record = ranked(0, 1, 2, scores=[9.0, 6.0, 1.0])
-    assert preferences_of(record, kept=(1, 2)) == ((0, 1, 5.0),)
-    assert preferences_of(record, "best_worst", kept=(0, 1)) == ((0, 1, 3.0),)
+    assert preferences_of(record, margins="scores", kept=(1, 2)) == ((0, 1, 5.0),)
+    assert preferences_of(record, "best_worst", margins="scores", kept=(0, 1)) == ((0, 1, 3.0),)
