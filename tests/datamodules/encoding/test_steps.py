@@ -85,9 +85,11 @@ def test_a_prompt_that_renders_otherwise_before_an_answer(chat_tokenizer):
     assert [text.endswith(step) for text, step in zip(map(str.rstrip, found), STEPS, strict=True)] == [True] * 3
 
 
-def test_an_answer_that_is_begun(tokenizer):
+def test_an_answer_that_is_begun(tokenizer, monkeypatch):
     begun = [*ASKED, {"role": "assistant", "content": "Well. "}]
-    assert said(tokenizer, encode(StepEncoder(tokenizer, 300), {**ROW, "prompt": begun})) == written(STEPS)
+    encoder = StepEncoder(tokenizer, 300)
+    monkeypatch.setattr(encoder.finder, "_end", lambda *_: pytest.fail("marks were looked for one by one"))
+    assert said(tokenizer, encode(encoder, {**ROW, "prompt": begun})) == written(STEPS)
 
 
 def test_special_tokens_that_steps_spell_out(tokenizer):
