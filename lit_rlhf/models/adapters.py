@@ -135,6 +135,9 @@ def _saved_config(model: PreTrainedModel, folder: str, dropout: float) -> LoraCo
     config.lora_dropout = dropout
     config.task_type = "CAUSAL_LM"
     config.modules_to_save = [part for part in config.modules_to_save or [] if _has_part(model, part)] or None
+    if head := _left_out_head(model):
+        own = config.exclude_modules or []
+        config.exclude_modules = f"{own}|{head}" if isinstance(own, str) else sorted({*own, head})
     return config
 
 
@@ -158,10 +161,17 @@ def _has_part(model: PreTrainedModel, ending: str) -> bool:
     )
 
 
+def _left_out_head(model: PreTrainedModel) -> str | None:
+    """Name of an ``lm_head`` that was left out, on which an adapter may have been trained all the same."""
+    head = model.get_output_embeddings()
+    return next((name for name, part in model.named_modules() if part is head and isinstance(part, nn.Identity)), None)
+
+
 def _refuse_other_layers(model: PeftModel, saved: set[str], name: str) -> None:
     """PEFT loads what fits and warns of the rest; an adapter of a deeper or shallower model is refused here."""
     own = set(get_peft_model_state_dict(model, adapter_name=name))
-    odd = sorted(name for name in own ^ saved if "lora_A" in name or "lora_B" in name)
+    aside = f"base_model.model.{_left_out_head(cast(PreTrainedModel, model.get_base_model()))}."
+    odd = sorted(key for key in own ^ saved if ("lora_A" in key or "lora_B" in key) and not key.startswith(aside))
     if odd:
         raise ValueError(f"it {'lacks' if odd[0] in own else 'has weights for a layer that is not there:'} {odd[0]}")
 

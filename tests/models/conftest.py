@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_rlhf.models.building import build_backbone
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
+from lit_rlhf.models.reward_model import build_reward_model
 from lit_rlhf.types import Forest, Segment
 
 
@@ -126,3 +127,44 @@ def stock():
         return model.requires_grad_(False)
 
     return load
+
+
+@pytest.fixture
+def build_reward(tiny_llama):
+    """Factory of reward models on the tiny Llama; the LoRA is small, and not fused unless asked for."""
+
+    def make(folder=None, objectives=None, lora=None, **options):
+        settings = {"r": 4, "alpha": 8, **(lora or {})}
+        config = BackboneConfig(
+            str(folder or tiny_llama()), lora=LoraOptions(**settings), **{"fused": False, **options}
+        )
+        return build_reward_model(config, objectives or {"score": 1.0})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def row_ends():
+    """The oracle of scores: the last hidden state (L, H) of each sequence, as one row of its own, without a mask."""
+
+    def compute(decoder, forest):
+        found = []
+        for leaf in forest.leaves:
+            starts = [(forest.starts[part], forest.lengths[part]) for part in forest.path(leaf)]
+            row = torch.cat([forest.tokens[start : start + length] for start, length in starts])
+            found.append(decoder(input_ids=row[None], use_cache=False).last_hidden_state[0, -1])
+        return torch.stack(found)
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def hollow():
+    """Trees of which some leaves are empty: these sequences end where others go on, or where others end."""
+    tokens = [7 + 11 * at % 290 for at in range(40)]
+    return pack(
+        [(tokens[:5], -1), (tokens[5:9], 0), ([], 0), ([], 1), (tokens[9:12], 1)],
+        [(tokens[12:15], -1), ([], 0), (tokens[15:20], 0)],
+        [(tokens[20:22], -1), ([], 0)],
+        [([], -1), (tokens[22:30], 0), ([], 1), ([], 2)],
+    )
