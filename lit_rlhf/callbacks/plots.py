@@ -73,8 +73,8 @@ def draw(folder: Path) -> list[Path]:
 def curves(rows: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """Points (step, value) by panel and line: ``train/x`` and ``val/x`` share panel ``x``.
 
-    ``rewards/chosen`` and ``rewards/rejected`` share one, too; ``x/hh``, the part of ``x`` that came from source
-    ``hh``, is a line in the panel of ``x``. Panels in which nothing changes are left out.
+    ``rewards/chosen`` and ``rewards/rejected`` share one, too, as do the buckets of ``x_by_length``; ``x/hh``, the part
+    of ``x`` from source ``hh``, is a line in the panel of ``x``. Panels in which nothing changes are left out.
     """
     metrics = {metric for row in rows for metric in row}
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
@@ -87,8 +87,10 @@ def curves(rows: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[float
             whole = [known for known in metrics if metric.startswith(f"{known}/")]
             if whole:
                 panel, line = whole[0].partition("/")[2], f"{split} {metric[len(whole[0]) + 1 :]}"
+            elif side in ("chosen", "rejected") or panel.endswith("_by_length"):
+                line = f"{split} {side}"
             else:
-                panel, line = (panel, f"{split} {side}") if side in ("chosen", "rejected") else (name or metric, split)
+                panel, line = name or metric, split
             panels.setdefault(panel, {}).setdefault(line, []).append((row["step"], value))
     names = (*(name for name in _FIRST if name in panels), *sorted(panels.keys() - {*_FIRST}))
     return {name: panels[name] for name in names if any(_moves(line) for line in panels[name].values())}

@@ -88,7 +88,11 @@ class SubsetTable(Callback):
         with (folder / FILE).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(SubsetRow._fields)
-            writer.writerows(row for block in blocks for row in block)
+            writer.writerows(
+                [f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row]
+                for block in blocks
+                for row in block
+            )
 
 
 def table_of(metrics: Mapping[str, Tensor]) -> list[list[SubsetRow]]:

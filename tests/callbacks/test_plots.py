@@ -57,3 +57,8 @@ def test_sources_are_lines_of_one_panel():
     ]
     assert set(curves(rows)) == {"accuracy"}
     assert set(curves(rows)["accuracy"]) == {"val", "val data/hh.jsonl", "val own"}
+
+
+def test_buckets_of_length_are_lines_of_one_panel():
+    rows = [{"step": step, "val/a_by_length/short": step, "val/a_by_length/long": -step} for step in (1.0, 2.0)]
+    assert set(curves(rows)["a_by_length"]) == {"val short", "val long"}

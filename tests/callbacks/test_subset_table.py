@@ -97,7 +97,7 @@ def test_written_and_printed(tmp_path, capsys):
     with (tmp_path / "new" / FILE).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["subset"] for row in rows] == ["a", "b/c", "mean over pairs", "mean over subsets"]
-    assert (rows[1]["pairs"], rows[1]["accuracy"], rows[1]["ties"]) == ("10", "", "1.0")
+    assert (rows[1]["pairs"], rows[1]["accuracy"], rows[1]["ties"]) == ("10", "", "1")
     assert float(rows[2]["accuracy"]) == pytest.approx(0.8)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["a", "30", "0.900", "0.000", "2.000"] in lines
