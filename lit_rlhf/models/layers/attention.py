@@ -164,7 +164,7 @@ class _Varlen(NamedTuple):
 
 
 def _runs(forest: Forest, queries: Read) -> tuple[Run, ...]:
-    starts = forest.starts
+    starts, inner = forest.starts, set(forest.parents)
     runs: list[Run] = []
     head = at = 0
     for segment in range(1, len(forest.lengths) + 1):
@@ -174,7 +174,7 @@ def _runs(forest: Forest, queries: Read) -> tuple[Run, ...]:
         ancestors = [(starts[number], starts[number] + forest.lengths[number]) for number in forest.path(head)[:-1]]
         first, last = start, end
         if queries == "predictors":
-            first, last = _predictors(forest.lengths[head:segment], start)
+            first, last = _predictors(forest.lengths[head:segment], start, ends_in_leaf=segment - 1 not in inner)
         elif queries == "ends":
             first = max(start, end - 1)
         if last > first:
@@ -184,14 +184,14 @@ def _runs(forest: Forest, queries: Read) -> tuple[Run, ...]:
     return tuple(runs)
 
 
-def _predictors(lengths: Sequence[int], start: int) -> tuple[int, int]:
-    """Row range that holds all predictors of a run, told from the lengths of its segments, of which the last is a leaf.
+def _predictors(lengths: Sequence[int], start: int, *, ends_in_leaf: bool) -> tuple[int, int]:
+    """Row range that holds all predictors of a run, told from the lengths of its segments.
 
-    They begin with the last token of the first segment that has any, unless that is the leaf. The last token of the
-    leaf predicts nothing.
+    They begin with the last token of the first segment that has any, unless that is the last one. The last token of a
+    leaf predicts nothing; children of another last segment stand further on in the row.
     """
     begin = next((length for length in lengths[:-1] if length), 1) - 1
-    return start + begin, start + sum(lengths) - bool(lengths[-1])
+    return start + begin, start + sum(lengths) - (ends_in_leaf and bool(lengths[-1]))
 
 
 def _query_rows(runs: Sequence[Run]) -> Tensor:
