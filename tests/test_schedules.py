@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
+import lightning
 import pytest
 import torch
 
-from lit_rlhf.schedules import WarmupDecay
+from lit_rlhf.schedules import WarmupDecay, optimization
 
 
 def schedule(steps=math.inf, lr=2.0, **options):
@@ -73,3 +75,41 @@ def test_an_unknown_length_is_refused_only_where_it_counts():
 def test_settings_out_of_range(options):
     with pytest.raises(ValueError, match="must"):
         schedule(5, **options)
+
+
+class Line(lightning.LightningModule):
+    """One trained weight and a frozen one, with the optimizer and schedule that are tested."""
+
+    def __init__(self, lr_scheduler):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.frozen = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+        self.lr_scheduler, self.rates = lr_scheduler, []
+
+    def training_step(self, batch, batch_idx):
+        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return self.weight
+
+    def configure_optimizers(self):
+        return optimization(self, partial(torch.optim.SGD, lr=1.0), self.lr_scheduler)
+
+
+@pytest.mark.parametrize(
+    ("lr_scheduler", "expected"),
+    [
+        (partial(WarmupDecay, decay="linear"), [1.0, 1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]),
+        (partial(WarmupDecay, warmup_steps=0.5), [0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        (partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5), [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]),
+    ],
+    ids=["linear", "warmup", "of_torch"],
+)
+def test_one_optimizer_and_one_schedule_over_optimizer_steps(tmp_path, lr_scheduler, expected):
+    module = Line(lr_scheduler)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, max_epochs=2, accumulate_grad_batches=2, default_root_dir=tmp_path, **quiet
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(4)))
+    assert module.rates == pytest.approx(expected)
+    assert [p for group in trainer.optimizers[0].param_groups for p in group["params"]] == [module.weight]
+    assert float(module.frozen) == 1.0

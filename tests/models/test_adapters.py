@@ -10,7 +10,8 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForCausalLM
 
 from lit_rlhf.models import adapters
-from lit_rlhf.models.building import wrap_model
+from lit_rlhf.models.building import build_backbone, wrap_model
+from lit_rlhf.models.options import BackboneConfig
 
 KINDS = {
     "default": {},
@@ -182,3 +183,61 @@ def test_adapters_that_cannot_be_used(build, tiny_llama, tmp_path):
     (tmp_path / "broken" / "adapter_model.safetensors").write_bytes(b"broken")
     with pytest.raises(ValueError, match="does not fit"):
         build(adapter=str(tmp_path / "broken"))
+
+
+def test_heads_that_were_saved_with_an_adapter_are_left_aside(build, build_reward, stir, ragged, tmp_path):
+    reward = stir(build_reward()).eval()
+    reward.save(tmp_path)
+    policy = build(adapter=str(tmp_path), reference="none").eval()
+    assert policy.has_lm_head
+    assert not [name for name in policy.state_dict() if "score" in name]
+    assert policy.model.peft_config["policy"].task_type == "CAUSAL_LM"
+    torch.testing.assert_close(policy.hidden_states(ragged), reward.backbone.hidden_states(ragged))
+
+
+def test_the_name_of_an_adapter(stock, tiny_llama, build, stir, tmp_path):
+    stir(build()).save(tmp_path)
+    model = adapters.load_adapter(stock(tiny_llama()), str(tmp_path), dropout=0.25, name="reward")
+    assert list(model.peft_config) == [model.active_adapter] == ["reward"]
+    assert model.peft_config["reward"].lora_dropout == 0.25
+    assert model.peft_config["reward"].base_model_name_or_path == str(tiny_llama())
+
+
+def test_an_adapter_trained_on_a_head_that_is_not_there(build, stir, ragged, tmp_path):
+    policy = stir(build(lora=KINDS["head_lora"])).eval()
+    policy.save(tmp_path)
+    config = BackboneConfig(str(policy.base.name_or_path), str(tmp_path))
+    reward = build_backbone(config, reference="none", role="reward").eval()
+    torch.testing.assert_close(reward.hidden_states(ragged), policy.hidden_states(ragged))
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "exclude_modules": ".*layers.7.*"}))
+    again = build_backbone(config, reference="none", role="reward").eval()
+    assert torch.equal(again.hidden_states(ragged), reward.hidden_states(ragged))
+
+
+def test_one_more_adapter_beside_those_that_are_there(build, stir, ragged, tmp_path):
+    other = stir(build(lora={"dropout": 0.5}), seed=1).eval()
+    wanted = other.hidden_states(ragged)
+    other.save(tmp_path)
+    backbone = stir(build())
+    before = backbone.hidden_states(ragged)
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    adapters.add_adapter(backbone.model, str(tmp_path), "reward")
+    assert backbone.model.active_adapter == "policy"
+    assert {name for name, parameter in backbone.named_parameters() if parameter.requires_grad} == trained
+    assert torch.equal(backbone.hidden_states(ragged), before)
+    with backbone.role("reward"):
+        torch.testing.assert_close(backbone.hidden_states(ragged), wanted)
+        assert torch.equal(*(backbone.hidden_states(ragged) for _ in range(2))), "without dropout"
+    with pytest.raises(ValueError, match="there is an adapter named 'reward' already"):
+        adapters.add_adapter(backbone.model, str(tmp_path), "reward")
+
+
+def test_the_base_of_an_adapter(build, tiny_llama, tmp_path):
+    build().save(tmp_path)
+    assert adapters.base_of(tmp_path) == str(tiny_llama())
+    file = tmp_path / "adapter_config.json"
+    for content in ("{", "{}", '{"r": 4}'):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=r"holds no adapter_config\.json that names a base model; name it with"):
+            adapters.base_of(tmp_path)

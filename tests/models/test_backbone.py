@@ -238,7 +238,7 @@ def test_the_backward_pass_may_come_after_the_other_role(build, stir, ragged):
 
 def test_roles_that_are_not_there(build):
     with (
-        pytest.raises(ValueError, match="no role 'critic'; there are 'policy' and 'reference'"),
+        pytest.raises(ValueError, match="no role 'critic'; there are 'policy', 'reference', 'reward'"),
         build().role("critic"),
     ):
         pass
@@ -346,3 +346,40 @@ def test_prompts_that_cannot_be_answered(build):
     for prompts, stops in (([[1], []], [2]), ([[1]], [])):
         with pytest.raises(ValueError, match="at least one token and at least one stop token"):
             build().generate(prompts, 4, stop_tokens=stops)
+
+
+READS = {
+    "plain": {},
+    "fused": {"fused": True},
+    "checkpointed": {"fused": True, "gradient_checkpointing": True},
+    "dora": {"fused": True, "lora": {"use_dora": True}},
+    "padded": {"attention": "eager"},
+}
+
+
+@pytest.mark.parametrize("read", ["predictors", "ends"])
+@pytest.mark.parametrize("way", READS)
+@pytest.mark.parametrize("leaves", ["ragged", "hollow"])
+def test_what_is_read_is_what_all_tokens_give(build, stir, request, leaves, way, read):
+    """Also where leaves are empty, in values and in gradients."""
+    forest = request.getfixturevalue(leaves)
+    backbone = stir(build(**READS[way], reference="none")).eval()
+    rows = forest.predictors if read == "predictors" else torch.tensor(forest.ends)
+    found = []
+    for states in (backbone.hidden_states(forest)[rows], backbone.hidden_states(forest, read=read)):
+        backbone.zero_grad()
+        (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+        found.append((states.detach(), {n: p.grad.clone() for n, p in backbone.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-5)
+    assert relative(found[1][1], found[0][1]) < 1e-5
+
+
+def test_the_reward_role(build, stir, ragged):
+    """What is trained, where there is no adapter of that name."""
+    backbone = stir(build(reference="none")).eval()
+    states = backbone.hidden_states(ragged)
+    with backbone.role("reward"):
+        assert torch.equal(backbone.hidden_states(ragged), states)
+    whole = build(lora={"enabled": False}, reference="none")
+    with whole.role("reward"):
+        assert whole.base is whole.model

@@ -64,3 +64,28 @@ def test_roles_that_are_needed_are_made(tiny_llama, reference, enabled):
     backbone = build_backbone(config, reference=reference)
     assert (backbone.reference_model is not None) == (not enabled and reference != "none")
     assert backbone.has_reference_adapter == (enabled and reference == "moving")
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_reward_model_has_no_lm_head_and_an_adapter_of_its_own_name(tiny_llama, ragged, enabled):
+    config = BackboneConfig(str(tiny_llama()), lora=LoraOptions(enabled=enabled, r=4))
+    policy, reward = (build_backbone(config, reference="none", role=role) for role in ("policy", "reward"))
+    assert (policy.has_lm_head, reward.has_lm_head) == (True, False)
+    assert (policy.policy_adapter, reward.policy_adapter) == (("policy", "reward") if enabled else (None, None))
+    assert {name for name in policy.state_dict() if "lm_head" in name} == {
+        name
+        for name in policy.state_dict()
+        if name not in {n.replace(".reward.", ".policy.") for n in reward.state_dict()}
+    }
+    trained = {name for name, parameter in reward.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in reward.named_parameters() if ".reward." in name or not enabled}
+    torch.testing.assert_close(reward.hidden_states(ragged), policy.hidden_states(ragged))
+
+
+def test_a_reward_model_that_changes_its_base_is_saved_as_a_change(tiny_llama, stir, ragged, tmp_path):
+    options = LoraOptions(r=4, init="pissa")
+    reward = stir(build_backbone(BackboneConfig(str(tiny_llama()), lora=options), reference="none", role="reward"))
+    wanted = reward.eval().hidden_states(ragged)
+    reward.save(tmp_path)
+    again = build_backbone(BackboneConfig(str(tiny_llama()), str(tmp_path)), reference="none", role="reward").eval()
+    torch.testing.assert_close(again.hidden_states(ragged), wanted, rtol=1e-5, atol=2e-5)

@@ -38,3 +38,24 @@ def test_other_checkpoints_are_refused(build):
         refuse_foreign(checkpoint_of(wide), mine, "model.")
     with pytest.raises(ValueError, match=r"it lacks model\..*\.reference\."):
         refuse_foreign(checkpoint_of(mine), more, "model.")
+
+
+def test_a_reward_model_keeps_its_head_and_what_it_knows(build_reward):
+    model = build_reward()
+    checkpoint = checkpoint_of(model)
+    drop_frozen(checkpoint, model, "model.")
+    spread = {f"model.score.{name}" for name in ("mean", "std", "num_responses")}
+    trained = {"model." + name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(checkpoint["state_dict"]) == trained | spread | {"train_means.sums"}
+    refuse_foreign(checkpoint, model, "model.")
+    del checkpoint["state_dict"]["model.score.weight"]
+    with pytest.raises(ValueError, match=r"another model or adapter: it lacks model\.score\.weight"):
+        refuse_foreign(checkpoint, model, "model.")
+
+
+def test_checkpoints_of_other_heads_and_of_policies_are_refused(build, build_reward):
+    mine, two = build_reward(), build_reward(objectives={"good": 1.0, "short": 1.0})
+    with pytest.raises(ValueError, match=r"model\.score\.weight is \(2, 64\) in it and \(1, 64\) here"):
+        refuse_foreign(checkpoint_of(two), mine, "model.")
+    with pytest.raises(ValueError, match=r"it lacks model\.backbone\."):
+        refuse_foreign(checkpoint_of(build()), mine, "model.")

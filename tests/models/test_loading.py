@@ -9,6 +9,7 @@ import bitsandbytes
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForSequenceClassification
 
@@ -105,6 +106,41 @@ def test_a_classifier_is_no_language_model(tmp_path):
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is no causal language model: its checkpoint lacks lm_head\.weight \(1 "):
         load_causal_lm(BackboneConfig(str(tmp_path)))
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_model_without_its_lm_head(tiny_llama, quantization):
+    config = BackboneConfig(str(tiny_llama()), quantization=quantization)
+    whole, headless = load_causal_lm(config), load_causal_lm(config, with_lm_head=False)
+    assert isinstance(headless.get_output_embeddings(), nn.Identity)
+    assert {name for name, _ in whole.named_parameters()} - {name for name, _ in headless.named_parameters()} == {
+        "lm_head.weight"
+    }
+    tokens = torch.arange(3, 30)[None]
+    states = [model.get_decoder()(tokens).last_hidden_state for model in (whole, headless)]
+    assert torch.equal(*states)
+
+
+def test_a_tied_embedding_outlives_its_lm_head(tiny_llama, tmp_path):
+    headless = load_causal_lm(BackboneConfig(str(tiny_llama(tie_word_embeddings=True))), with_lm_head=False)
+    assert "lm_head.weight" not in headless.state_dict()
+    assert headless.get_input_embeddings().weight.shape == (320, 64)
+
+
+def test_a_classifier_loads_where_no_lm_head_is_asked_for(tmp_path):
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    theirs = LlamaForSequenceClassification(config).eval()
+    theirs.save_pretrained(tmp_path)
+    model = load_causal_lm(BackboneConfig(str(tmp_path)), with_lm_head=False)
+    tokens = torch.arange(3, 30)[None]
+    assert torch.equal(model.get_decoder()(tokens).last_hidden_state, theirs.model(tokens).last_hidden_state)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"its checkpoint lacks model\.layers\.0\.mlp\.up_proj\.weight \(1 missing"):
+        load_causal_lm(BackboneConfig(str(tmp_path)), with_lm_head=False)
 
 
 def test_code_of_a_checkpoint_is_never_run(tiny_llama, tmp_path):

@@ -6,7 +6,7 @@ import lightning
 import pytest
 import torch
 
-from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, no_loss
+from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, gradient_norm, no_loss
 
 
 class Squares(lightning.LightningModule):
@@ -83,3 +83,23 @@ def test_no_loss_touches_everything_that_is_trained(tmp_path):
     loss.backward()
     assert float(loss) == 0.0
     assert float(module.weight.grad) == 0.0
+
+
+def with_gradients(*gradients, precision="32-true"):
+    module = lightning.LightningModule()
+    weights = [torch.nn.Parameter(torch.zeros(2)) for _ in gradients]
+    module.weights = torch.nn.ParameterList(weights)
+    module.trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, precision=precision)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = None if gradient is None else torch.tensor(gradient)
+    return module
+
+
+def test_the_gradient_norm_is_over_everything_that_has_one():
+    assert float(gradient_norm(with_gradients([3.0, 0.0], None, [0.0, 4.0]))) == 5.0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_norm_that_is_not_finite(bad):
+    with pytest.raises(FloatingPointError, match="the gradient is not finite at step 0; nothing was updated"):
+        gradient_norm(with_gradients([1.0, bad], [0.0, 4.0]))

@@ -136,6 +136,49 @@ def test_runs_by_hand(make_forest):
     )
 
 
+def test_queries_of_ends_by_hand(make_forest):
+    """One query per leaf, all keys: also where the leaf is the end of a run that begins at a root."""
+    forest = make_forest([([1, 2], -1), ([3, 4, 5], 0), ([6], 1), ([7, 8], 1), ([9], 0)], [([1, 2], -1)])
+    layout = ForestLayout(forest, read="ends").last_layer
+    assert layout.rows.tolist() == list(forest.ends) == [5, 7, 8, 10]
+    assert layout.runs == (
+        Run(0, 1, ((0, 6),)),
+        Run(1, 2, ((0, 5), (6, 8))),
+        Run(2, 3, ((0, 2), (8, 9))),
+        Run(3, 4, ((9, 11),)),
+    )
+    assert ForestLayout(forest, read="ends").rows is None
+    assert ForestLayout(forest).last_layer is None
+
+
+@pytest.mark.parametrize("read", ["predictors", "ends"])
+def test_states_at_rows_of_a_layer_trimmed_or_not(ragged, read):
+    layout = ForestLayout(ragged, read=read)
+    rows = ragged.predictors if read == "predictors" else torch.tensor(ragged.ends)
+    states = torch.arange(ragged.num_tokens)[:, None] * torch.ones(3)
+    assert layout.states_at(rows, states)[:, 0].tolist() == rows.tolist()
+    assert layout.states_at(rows, states[layout.last_layer.rows])[:, 0].tolist() == rows.tolist()
+    assert len(layout.last_layer.rows) < ragged.num_tokens
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("read", ["predictors", "ends"])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_trimmed_queries_see_what_they_saw(monkeypatch, ragged, window, read, softcap):
+    """On the pieces, on the kernel of runs, and on two variable-length calls."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, ragged.num_tokens, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    options = {"sliding_window": window, "softcap": softcap}
+    whole, _ = forest_attention(None, query, key, value, None, forest_layout=ForestLayout(ragged), **options)
+    layout = ForestLayout(ragged, read=read).last_layer
+    ours, _ = forest_attention(None, query[:, :, layout.rows], key, value, None, forest_layout=layout, **options)
+    torch.testing.assert_close(ours, whole[:, layout.rows])
+    monkeypatch.setattr(attention, "varlen_attn", slow_varlen)
+    if softcap is None:
+        for_calls = attention._attend_varlen(query, key, value, ForestLayout(ragged), None, window)
+        torch.testing.assert_close(for_calls[None], whole)
+
+
 def test_masks_are_made_once_and_only_where_needed(make_forest):
     layout = ForestLayout(make_forest([([1, 2], -1), ([3], 0), ([4], 0)], [([1, 2], -1), ([3], 0), ([4], 0)]))
     first, second, third, fourth = layout.runs

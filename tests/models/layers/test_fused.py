@@ -287,10 +287,33 @@ def test_the_last_layer_computes_only_what_is_read(ragged, build, monkeypatch):
     monkeypatch.setattr(fused._FusedLayer, "_compute", noting)
     whole = ours.hidden_states(ragged)
     read = ours.hidden_states(ragged, read="predictors")
-    short = len(ForestLayout(ragged, read="predictors").rows)
+    short = len(ForestLayout(ragged, read="predictors").last_layer.rows)
     assert widths == [ragged.num_tokens, ragged.num_tokens, ragged.num_tokens, short]
     assert len(set(ragged.predictors.tolist())) <= short < ragged.num_tokens
     torch.testing.assert_close(read, whole[ragged.predictors], rtol=1e-5, atol=1e-6)
+    ends = ours.hidden_states(ragged, read="ends")
+    assert widths[-2:] == [ragged.num_tokens, ragged.num_sequences]
+    torch.testing.assert_close(ends, whole[list(ragged.ends)], rtol=1e-5, atol=1e-6)
+
+
+def states_and_gradients(policy, forest, read):
+    """Hidden states of the ends, read so or out of all tokens', and gradients of an uneven sum of them."""
+    backbone = wrap_model(policy, reference="none")
+    states = backbone.hidden_states(forest, read=read)
+    states = states if read == "ends" else states[list(forest.ends)]
+    policy.zero_grad()
+    (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+    return states.detach(), {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lora", [{}, {"use_dora": True}], ids=["fused", "stock"])
+def test_the_ends_alone_are_those_of_whole_layers(family, lora, ragged):
+    """Windows reach from an end over its ancestors; layers that are left to the stock path are trimmed after it."""
+    policy = make_policy(*FAMILIES[family], **lora)
+    expected = states_and_gradients(policy, ragged, "all")
+    fuse(policy.get_base_model())
+    assert_equal_outcome(states_and_gradients(policy, ragged, "ends"), expected)
 
 
 def test_stock_layers_after_fusing_return_what_is_read_too(ragged):
