@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.nn.functional import logsigmoid
 from torch.utils.data import DataLoader
 
+from lit_rlhf.algorithms.reward import RewardModule
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.building import build_backbone
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
@@ -61,6 +63,18 @@ def backbone(tiny_llama: Callable[..., Path]) -> Backbone:
 def policy(backbone: Backbone) -> Callable[..., Policy]:
     """``policy(fails_at, error, model)``: a policy on ``backbone`` unless another model is given."""
     return lambda fails_at=-1, error=None, model=None: Policy(model or backbone, fails_at, error)
+
+
+@pytest.fixture
+def reward(tiny_llama: Callable[..., Path]) -> Callable[..., RewardModule]:
+    """``reward(enabled, **options)``: a reward model on the tiny Llama, with LoRA or whole."""
+
+    def make(enabled: bool = True, **options: Any) -> RewardModule:
+        torch.manual_seed(0)
+        config = BackboneConfig(str(tiny_llama()), lora=LoraOptions(enabled=enabled, r=4))
+        return RewardModule(config, optimizer=partial(torch.optim.AdamW, lr=0.01), **options)
+
+    return make
 
 
 @pytest.fixture(scope="session")

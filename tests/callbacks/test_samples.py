@@ -67,3 +67,10 @@ def test_a_resumed_run_keeps_its_beginning(policy, train, tiny_tokenizer, tmp_pa
     assert [samples.step for samples in second.samples] == [0, 3, 6]
     assert second.samples[:2] == first.samples
     assert [row["step"] for row in rows_of(tmp_path)] == [0, 3, 6]
+
+
+def test_a_reward_model_answers_nothing(train, reward, tiny_tokenizer, tmp_path):
+    table = SampleTable(1, 4, tokenizer=tiny_tokenizer)
+    train(reward(), table, num_sanity_val_steps=1)
+    assert table.samples == []
+    assert not (tmp_path / "samples.jsonl").exists()

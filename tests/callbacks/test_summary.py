@@ -39,6 +39,17 @@ def test_a_resumed_run_compares_with_the_beginning_of_the_first(train, policy, t
     assert second.first == first.first
 
 
+def test_of_a_reward_model_it_says_how_to_ask_for_scores(train, reward, tmp_path, capsys):
+    summary = RunSummary()
+    train(reward(), summary, num_sanity_val_steps=-1, max_epochs=2)
+    out = capsys.readouterr().out
+    assert re.search(r"RewardModule on \S+: [\d.]+k of [\d.]+k parameters are trained", out)
+    lines = [line.split()[1] for line in out.splitlines() if "scores/" in line or " loss " in line]
+    assert [name for name in lines if name in ("scores/margin", "loss")] == ["scores/margin", "loss"], "headlines"
+    assert out.index("--response") < out.index("--serve") < out.index("--merge")
+    assert "generate" not in out
+
+
 def test_what_to_type_works_where_the_script_is_not_on_the_path(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert command() == "lit-rlhf"

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from lightning.pytorch import Trainer
 
-from lit_rlhf.callbacks.tokenizer import stop_tokens, tokenizer_of
+from lit_rlhf.callbacks.tokenizer import stop_tokens, tokenizer_of, with_padding
 
 
 def test_given_named_or_that_of_the_data(tiny_llama, tiny_tokenizer):
@@ -34,3 +34,29 @@ def test_the_model_may_name_more_ends_than_the_tokenizer(backbone, tiny_tokenize
     endless.eos_token = None
     with pytest.raises(ValueError, match="names an end-of-sequence token"):
         stop_tokens(endless, backbone)
+
+
+def test_a_pad_token_that_never_ends_a_text(backbone, tiny_tokenizer):
+    """The own one where it is harmless, else another special token; the tokenizer that was given stays as it is."""
+    assert with_padding(tiny_tokenizer, backbone).pad_token == "<pad>"
+    shared = deepcopy(tiny_tokenizer)
+    shared.pad_token = shared.eos_token
+    assert with_padding(shared, backbone).pad_token == "<s>"
+    assert shared.pad_token == shared.eos_token
+    backbone.base.generation_config.eos_token_id = [1, 2]  # <s> ends answers too
+    assert with_padding(shared, backbone).pad_token is None
+    shared.unk_token = "<|system|>"
+    assert with_padding(shared, backbone).pad_token == "<|system|>"
+
+
+@pytest.mark.parametrize(("spare_rows", "pad"), [(1, "<|pad|>"), (0, None)])
+def test_a_new_pad_token_where_the_embedding_has_a_row_for_it(backbone, tiny_tokenizer, spare_rows, pad):
+    bare = deepcopy(tiny_tokenizer)
+    bare.pad_token = bare.bos_token = None
+    specials = [token for token in bare.all_special_ids if token != bare.eos_token_id]
+    backbone.base.generation_config.eos_token_id = [*specials, bare.eos_token_id]
+    backbone.base.resize_token_embeddings(len(bare) + spare_rows)
+    padded = with_padding(bare, backbone)
+    assert padded.pad_token == pad
+    assert len(padded) == len(bare) + spare_rows
+    assert padded.pad_token_id == (len(bare) if pad else None)
