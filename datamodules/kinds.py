@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from datamodules.forms.values import wrong_type
 from datamodules.making import Outcome
 from datamodules.packing import TokenResponse, TokenTree, pack_graded, pack_steps, pack_trees, pack_unpaired
 from datamodules.records import BadRowError, Record, Response
+from datamodules.sources import Row
 from lit_rlhf.types import Cursor, GradedBatch, JudgedStepsBatch, PreferenceBatch, UnpairedBatch
 
 Said = dict[str, Any]
@@ -30,10 +32,11 @@ class ResponseTask:
         self.encoder = encoder
         self.token_budget = token_budget
         self.group_by = group_by
+        self._has_warned = False
 
     def render(self, record: Record) -> ResponseTexts | ResponseTokens:
         """Write the texts of a record."""
-        self._source(record, "")  # refused here, where a row can be lost
+        self._group(record)  # refused here, where a row can be lost
         return self.encoder.render(record)
 
     def encode(self, rendered: Sequence[ResponseTexts | ResponseTokens]) -> list[ResponseTokens]:
@@ -59,19 +62,25 @@ class ResponseTask:
         trees = []
         for row, record, _, tokens, _ in examples:
             assert record is not None
-            source = self._source(record, row.source)
+            source = self._source(record, row)
             tree = TokenTree(tokens.prompt, tokens.responses, row=row.address, source=source)
             trees.append(tree._replace(**said(record, tokens)))
         return trees
 
-    def _source(self, record: Record, default: str) -> str:
-        """The name that metrics of a record are kept under."""
+    def _group(self, record: Record) -> str | None:
+        """The name that the row itself gives its metrics; None if it gives none."""
         value = record.columns.get(self.group_by) if self.group_by else None
-        if value is None:
-            return default
-        if not isinstance(value, str | int | float):
+        if value is not None and not isinstance(value, str | int | float):
             raise wrong_type(repr(self.group_by), value, "text or a number, for data.group_by names groups by it")
-        return str(value)
+        return None if value is None else str(value)
+
+    def _source(self, record: Record, row: Row) -> str:
+        """The name that metrics of a record are kept under."""
+        group = self._group(record)
+        if group is None and self.group_by is not None and not self._has_warned:
+            warnings.warn(f"{row.address} has no column {self.group_by!r}, so its source names it", stacklevel=2)
+            self._has_warned = True
+        return row.source if group is None else group
 
 
 class PairTask(ResponseTask):

@@ -255,3 +255,10 @@ def test_real_rows_have_the_same_tokens_whatever_they_are_for(make_data, shared_
         found.append(sequences(batch.micro_batches[0]))
     assert len(found[0]) == 80
     assert found[0] == found[1] == found[2]
+
+
+def test_a_row_without_the_column_to_group_by_is_told_once(make_data):
+    with pytest.warns(UserWarning, match=r"train:1 has no column 'subest', so its source names it") as told:
+        (batch,) = make_data([{**BENCH[0], "subset": "a"}] * 3, kind="pairs", group_by="subest").train_dataloader()
+    assert len([one for one in told if "subest" in str(one.message)]) == 1
+    assert set(batch.micro_batches[0].sources) == {"train"}
