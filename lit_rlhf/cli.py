@@ -19,7 +19,7 @@ TRAINING = {
     "fit": "train, and leave a run folder with the adapter, its metrics and its plots",
     "validate": "measure a checkpoint on the validation data",
     "test": "measure a checkpoint on the test data",
-    "predict": "write the implicit rewards of every row",
+    "predict": "write the implicit rewards or the scores of every row",
 }
 BESIDE = {
     "export": "turn a finished run into an adapter folder or a merged Hugging Face model",

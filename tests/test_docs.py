@@ -11,14 +11,18 @@ import pytest
 from lit_rlhf import losses
 from lit_rlhf.cli import BESIDE, TRAINING
 from lit_rlhf.losses import reward
+from lit_rlhf.losses.reward_terms import GIVEN, RewardTerm
+from lit_rlhf.metrics.calibration import CALIBRATION_METRICS
+from lit_rlhf.metrics.moments import MOMENT_METRICS
 from lit_rlhf.metrics.pairs import PAIR_METRICS
+from lit_rlhf.metrics.scores import SCORE_METRICS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 DPO = (ROOT / "docs/algorithms/dpo.md").read_text()
-LOSSES = [
-    name for name in losses.__all__ if name.endswith("_loss") and vars(losses)[name].__module__ != reward.__name__
-]
+REWARD = (ROOT / "docs/algorithms/reward.md").read_text()
+LOSSES = [name for name in losses.__all__ if name.endswith("_loss")]
+REWARD_METRICS = [*SCORE_METRICS, *MOMENT_METRICS, *CALIBRATION_METRICS, "loss", "grad_norm", "lr", "tokens_per_second"]
 
 
 def row(page: str, name: str) -> list[str]:
@@ -48,9 +52,22 @@ def test_commands_and_configs_exist(page: Path):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_explained_with_its_options(name: str):
-    parameters = inspect.signature(getattr(losses, name)).parameters.values()
+    loss = vars(losses)[name]
+    parameters = inspect.signature(loss).parameters.values()
     options = [x.name for x in parameters if x.kind is inspect.Parameter.KEYWORD_ONLY and x.name != "beta"]
-    assert re.findall(r"`(\w+)`", row(DPO, name)[2]) == options
+    page = REWARD if loss.__module__ == reward.__name__ else DPO
+    assert re.findall(r"`(\w+)`", row(page, name)[2]) == options
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_kinds_of_data_that_a_reward_loss_takes_are_told(name: str):
+    loss = vars(losses)[name]
+    if loss.__module__ == reward.__name__:
+        unit = RewardTerm(loss).unit
+        kinds = [kind for kind, units in GIVEN.items() if unit in units and ("ties" not in name or kind == "graded")]
+        told = row(REWARD, name)[3].split(", ")
+        assert set(told) <= set(kinds)
+        assert told[-1] == kinds[-1]
 
 
 @pytest.mark.parametrize("name", ["loss", *PAIR_METRICS, "grad_norm", "lr", "tokens_per_second"])
@@ -58,7 +75,13 @@ def test_every_metric_is_explained(name: str):
     assert f"`{name}`" in DPO
 
 
-def test_every_function_named_in_the_tables_exists():
-    named = set(re.findall(r"`lit_rlhf\.losses\.(\w+)`", DPO)) - {"terms"}
+@pytest.mark.parametrize("name", REWARD_METRICS)
+def test_every_metric_of_reward_models_is_explained(name: str):
+    assert f"`{name}`" in REWARD
+
+
+@pytest.mark.parametrize("page", [DPO, REWARD])
+def test_every_function_named_in_the_tables_exists(page: str):
+    named = set(re.findall(r"`lit_rlhf\.losses\.(\w+)`", page)) - {"terms"}
     assert named
     assert named <= set(losses.__all__)
