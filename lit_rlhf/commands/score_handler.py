@@ -84,7 +84,7 @@ class ScoreHandler(BaseHTTPRequestHandler):
     def _check_token(self) -> None:
         token = self.server.settings.token
         given = self.headers.get("Authorization", "")
-        if token is not None and not hmac.compare_digest(given.encode(errors="replace"), f"Bearer {token}".encode()):
+        if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             message = "the header 'Authorization: Bearer TOKEN' with the server's token is missing or wrong"
             raise RequestError(HTTPStatus.UNAUTHORIZED, message, headers={"WWW-Authenticate": "Bearer"})
 

@@ -101,6 +101,14 @@ def test_rows_that_cannot_be_used(reward_folders, tmp_path, capsys):
     assert "; dropped broken_json 1; dropped empty_response 1; " in said.err
 
 
+def test_rows_that_are_too_long(reward_folders, file, capsys):
+    """They are no fault of the data, so the command goes on without being told to."""
+    score(reward_folders(), file, "--max_length", 8, "--truncation", "drop")
+    assert [line["dropped"] for line in lines(capsys.readouterr().out)] == ["too_long", "too_long"]
+    score(reward_folders(), file, "--max_length", 8)
+    assert all("prompt" in line["truncated"] for line in lines(capsys.readouterr().out))
+
+
 def test_a_model_that_gives_no_number(reward_folders, file, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
 

@@ -69,8 +69,8 @@ def test_wrong_addresses_and_methods(score_server, ask, method, path, status, he
     assert header is None or headers[header[0]] == header[1]
 
 
-def test_head_has_no_body(score_server, ask):
-    assert ask(score_server(), "HEAD", "/score")[:2] == (405, None)
+def test_head_has_no_body(score_server):
+    assert raw(score_server(), b"HEAD /score HTTP/1.1\r\n\r\n").endswith(b"\r\n\r\n")
 
 
 def test_a_token(score_server, ask):
@@ -126,9 +126,10 @@ def test_normalising_what_was_never_measured(score_server, ask, length_scorer):
         (post(b"{"), 400),
         (b"POST /score HTTP/1.1\r\n\r\n", 411),
         (b"POST /score HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
+        (post(b'{"prompt": "a", "response": "b"}', b"Transfer-Encoding: chunked"), 411),
         (post(b"", length=b"-1"), 400),
         (post(b"", length=b"many"), 400),
-        (post(b"{}", b"Content-Length: 3"), 400),
+        (post(b'{"prompt": "a", "response": "b"}', b"Content-Length: 3"), 400),
         (post(b"x" * 300), 413),
         (post(b"", length=b"9" * 5000), 413),
         (b"\x16\x03\x01 not http at all\r\n\r\n", 400),
@@ -156,32 +157,25 @@ def test_a_large_body_is_refused_before_it_is_read_and_the_client_gets_to_know(s
 @pytest.mark.parametrize("in_body", [True, False])
 def test_a_slow_client_does_not_hold_a_thread(score_server, in_body):
     """A byte now and then does not help it: the whole request has one deadline."""
-    server = score_server(timeout=0.3)
+    server = score_server(timeout=0.5)
     request = post(json.dumps(ITEM).encode())
     start = request.index(b"{") if in_body else 10
     begin = time.monotonic()
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=5) as connection:
         connection.sendall(request[:start])
-        answer = b""
-        for byte in request[start:]:
+        for byte in request[start : start + 15]:
             time.sleep(0.02)
-            try:
-                connection.sendall(bytes([byte]))
-            except OSError:
-                break
-            if time.monotonic() - begin > 0.5:
-                break
-        try:
-            answer = connection.recv(65536)
-        except ConnectionError:
-            answer = b""
-    assert time.monotonic() - begin < 3
+            connection.sendall(bytes([byte]))
+        answer = connection.recv(65536)
+    assert 0.4 < time.monotonic() - begin < 1.2
     assert answer.startswith(b"HTTP/1.1 408 ") if in_body else answer == b""
 
 
 def test_scores_that_take_too_long(score_server, ask, length_scorer):
     length_scorer.go.clear()
+    begin = time.monotonic()
     status, answer, _ = ask(score_server(timeout=0.2), body=ITEM)
+    assert time.monotonic() - begin < 2
     assert (status, answer["error"]["message"]) == (504, "not scored within 0.2 seconds; send fewer items at once")
 
 

@@ -126,6 +126,7 @@ def test_the_schema_says_what_is_taken_and_given(length_scorer):
     ]
     assert [one["required"] for one in singles] == [item["required"] for item in items]
     assert all(one["properties"]["normalise"] == {"type": "boolean", "default": False} for one in (batch, *singles))
+    assert all(one["additionalProperties"] is False for one in (batch, *singles, *items))
     several, single = SCHEMA["$defs"]["answer"]["anyOf"]
     scored = length_scorer(read(ITEM).rows)
     for asked, schema in ((ITEM, single), ({"items": [ITEM]}, several)):

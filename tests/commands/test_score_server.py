@@ -11,12 +11,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
 from datamodules.sources import Row
 from lit_rlhf.commands import score_server as module
+from lit_rlhf.commands.score_handler import ScoreHandler
 from lit_rlhf.commands.score_server import ScoreServer, Settings, read_settings, serve
 from lit_rlhf.rewards.http import HttpReward
 
@@ -55,6 +56,13 @@ def test_other_machines_need_a_token(host):
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1.2.3", "::1"])
 def test_this_machine_needs_none(host):
     assert settings("--host", host).token is None
+
+
+def test_a_name_with_one_address_that_others_reach_needs_a_token(monkeypatch):
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("127.0.0.1", "192.0.2.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
+    with pytest.raises(ValueError, match="is open to other machines"):
+        settings("--host", "two-faced")
 
 
 @pytest.mark.parametrize("token", ["", "two words", "umlaut-\xe4", "line\nbreak"])
@@ -104,6 +112,25 @@ def test_stopping_finishes_what_runs_and_takes_no_more(score_server, ask, length
         stopping.result(5)
     assert server.num_requests == 1
     assert not server.worker.is_alive()
+
+
+def test_stopping_waits_until_an_answer_is_written(score_server, ask, monkeypatch):
+    written, send = Event(), ScoreHandler._send
+
+    def slowly(self, *args):
+        time.sleep(0.2)
+        send(self, *args)
+        written.set()
+
+    monkeypatch.setattr(ScoreHandler, "_send", slowly)
+    server = score_server()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask, server, body=ITEM)
+        while not server.num_requests:
+            time.sleep(0.001)
+        server.stop()
+        assert written.is_set()
+        assert running.result(5)[0] == 200
 
 
 def test_idle_connections_do_not_keep_it_from_stopping(score_server):
