@@ -109,16 +109,22 @@ def test_steps_have_no_spread(make_reward, make_judged, fit):
     assert not module.model.score.is_measured
 
 
-@pytest.mark.parametrize("kind", TERMS)
-@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"fused": True}, {"attention": "sdpa"}], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("pairs", {"fused": True, "gradient_checkpointing": True}),
+        ("graded", {"fused": True}),
+        ("steps", {"gradient_checkpointing": True}),
+        ("steps", {"attention": "sdpa"}),
+    ],
+)
 def test_how_it_is_computed_changes_no_number(make_reward, make_judged, fit, assert_same_run, kind, options):
     batches = make_judged(kind, 8, 4)
     plain, other = (fit(make_reward(losses=TERMS[kind], backbone=how), batches) for how in ({}, options))
     assert_same_run(other, plain)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("precision", "fused"), [("bf16-mixed", True), ("bf16-true", True), ("bf16-true", False)])
 def test_half_precision_follows_the_curve(make_reward, make_judged, fit, precision, fused):
     batches = make_judged("pairs", 16, 4)
     full = make_reward(lr=0.01)
@@ -215,7 +221,7 @@ def test_losses_that_the_data_has_nothing_for(make_reward, make_judged, fit, kin
 
 
 def test_objectives_that_the_data_does_not_have(make_reward, make_judged, fit):
-    with pytest.raises(ValueError, match=r"scores .*2\) and grades .*1\) must both be"):
+    with pytest.raises(ValueError, match=r"names 1 columns? of grades, and model\.objectives are good, short"):
         fit(make_reward(objectives=TWO, losses=TERMS["graded"]), make_judged("graded", 4, 4))
     with pytest.raises(ValueError, match="give at least one name with a weight other than 0"):
         make_reward(objectives={"score": 0.0})

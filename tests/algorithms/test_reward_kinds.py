@@ -132,8 +132,7 @@ def untied(batches):
     return batches
 
 
-@pytest.mark.parametrize("pad_left", [False, True])
-@pytest.mark.parametrize("enabled", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(("enabled", "pad_left"), [(False, False), (True, True)], ids=["full", "lora"])
 @pytest.mark.parametrize("recipe", PLAIN)
 def test_it_is_what_a_classifier_of_transformers_gives(
     make_reward, make_judged, fit, tiny_llama, recipe, enabled, pad_left
