@@ -234,7 +234,7 @@ def test_what_is_no_language_model(tmp_path):
     with pytest.raises(ValueError, match=r"no folder '.*nowhere'"):
         load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="trust_remote_code"):
-        load(tmp_path, trust_remote_code=True)
+        load(tmp_path, **{"trust_remote_code": True})
 
 
 def test_adapters_that_do_not_fit(base, tiny_llama, adapted, tmp_path):
