@@ -9,16 +9,17 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lit_rlhf.embedded import ASSETS
-from lit_rlhf.embedded.rows import SPLITS, Row, demonstration_rows, preference_rows, prompt_rows, reward_rows
+from lit_rlhf.embedded.rows import SPLITS, demonstration_rows, preference_rows, prompt_rows, ranking_rows
 
-DATA_SETS: dict[str, Callable[[str], Iterator[Row]]] = {
+DATA_SETS: dict[str, Callable[[str], Iterator[Mapping[str, Any]]]] = {
     "dpo": preference_rows,
-    "reward": reward_rows,
+    "reward": ranking_rows,
     "sft": demonstration_rows,
     "prompts": prompt_rows,
 }

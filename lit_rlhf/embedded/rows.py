@@ -7,12 +7,16 @@ the model has not seen, which is what a model this small can be expected to get 
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from itertools import combinations, pairwise
+from typing import Any
 
 from lit_rlhf.embedded.facts import Fact, all_facts, facts_by_question
 from lit_rlhf.embedded.world import (
+    TEMPERATURE,
     choice_probability,
     sample_answer,
     sample_demonstration,
@@ -23,7 +27,8 @@ from lit_rlhf.embedded.world import (
 SEED = 0
 SPLITS = ("train", "validation", "test")
 NUM_PAIRS = {"train": 2000, "validation": 256, "test": 256}
-NUM_REWARD_PAIRS = {"train": 8000, "validation": 512, "test": 1024}
+NUM_RANKINGS = {"train": 16_000, "validation": 256, "test": 512}
+NUM_RANKED = 4
 NUM_DEMONSTRATIONS = {"train": 800, "validation": 116, "test": 116}
 
 SYSTEM_PROMPTS = (
@@ -77,18 +82,14 @@ def answer(text: str) -> Conversation:
     return [{"role": "assistant", "content": text}]
 
 
-def preference_rows(split: str, num_pairs: Mapping[str, int] = NUM_PAIRS) -> Iterator[Row]:
+def preference_rows(split: str) -> Iterator[Row]:
     """Pairs of unequal answers, one chosen with the probability of :func:`choice_probability`.
-
-    Args:
-        split: ``train``, ``validation`` or ``test``.
-        num_pairs: of each split; the first of many are those of few.
 
     Yields:
         Rows ``{"prompt": [...], "chosen": [...], "rejected": [...]}``.
     """
     rng = random.Random(f"{SEED}/preferences/{split}")
-    for question in _cycle(questions(split), num_pairs[split]):
+    for question in _cycle(questions(split), NUM_PAIRS[split]):
         fact = facts_by_question()[question]
         first, second = _unequal_answers(fact, question, rng)
         probability = choice_probability(true_score(question, first), true_score(question, second))
@@ -96,9 +97,23 @@ def preference_rows(split: str, num_pairs: Mapping[str, int] = NUM_PAIRS) -> Ite
         yield {"prompt": prompt(question, rng), "chosen": answer(chosen), "rejected": answer(rejected)}
 
 
-def reward_rows(split: str) -> Iterator[Row]:
-    """The same pairs, and more of them: a reward model learns from nothing else."""
-    yield from preference_rows(split, NUM_REWARD_PAIRS)
+def ranking_rows(split: str) -> Iterator[dict[str, Any]]:
+    """Unequal answers to a question, ranked as Plackett and Luce say.
+
+    Each score gets noise of its own (Gumbel's) before they are sorted, so that any two of them are ordered rightly with
+    the probability of :func:`choice_probability`.
+
+    Yields:
+        Rows ``{"prompt": [...], "completions": [{"completion": [...], "rank": 0}, ...]}``, 0 the best.
+    """
+    rng = random.Random(f"{SEED}/rankings/{split}")
+    for question in _cycle(questions(split), NUM_RANKINGS[split]):
+        answers = _unequal_answers(facts_by_question()[question], question, rng, NUM_RANKED)
+        noisy = [true_score(question, text) / TEMPERATURE - math.log(-math.log(rng.random())) for text in answers]
+        ranks = [sum(other > own for other in noisy) for own in noisy]
+        ranked = zip(answers, ranks, strict=True)
+        completions = [{"completion": answer(text), "rank": rank} for text, rank in ranked]
+        yield {"prompt": prompt(question, rng), "completions": completions}
 
 
 def demonstration_rows(split: str) -> Iterator[Row]:
@@ -126,10 +141,18 @@ def mixture(rng: random.Random) -> Iterator[Conversation]:
     yield from _conversations(sample_answer, rng)
 
 
-def best_accuracy(rows: list[Row]) -> float:
-    """Accuracy that the true score itself reaches on preference rows, in [0, 1]: nothing reliably beats it."""
-    scores = [[true_score(row["prompt"], row[side][0]["content"]) for side in ("chosen", "rejected")] for row in rows]
-    return sum(chosen > rejected for chosen, rejected in scores) / len(scores)
+def best_accuracy(rows: Iterable[Mapping[str, Any]]) -> float:
+    """Accuracy that the true score itself reaches on pairs or rankings, in [0, 1]: nothing reliably beats it."""
+    is_right = [better > worse for row in rows for better, worse in _score_pairs(row)]
+    return sum(is_right) / len(is_right)
+
+
+def _score_pairs(row: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+    """True scores of every two answers of a row, that of the preferred one first."""
+    best_first = [row[side] for side in ("chosen", "rejected") if side in row]
+    if not best_first:
+        best_first = [one["completion"] for one in sorted(row["completions"], key=lambda one: one["rank"])]
+    yield from combinations((true_score(row["prompt"], turns[0]["content"]) for turns in best_first), 2)
 
 
 def _conversations(sample: Callable[[Fact, random.Random], str], rng: random.Random) -> Iterator[Conversation]:
@@ -143,8 +166,9 @@ def _cycle(items: tuple[str, ...], num_items: int) -> Iterator[str]:
         yield items[place % len(items)]
 
 
-def _unequal_answers(fact: Fact, question: str, rng: random.Random) -> tuple[str, str]:
+def _unequal_answers(fact: Fact, question: str, rng: random.Random, number: int = 2) -> list[str]:
     while True:
-        first, second = sample_answer(fact, rng), sample_answer(fact, rng)
-        if abs(true_score(question, first) - true_score(question, second)) > 1e-6:
-            return first, second
+        answers = [sample_answer(fact, rng) for _ in range(number)]
+        scores = sorted(true_score(question, text) for text in answers)
+        if all(above - below > 1e-6 for below, above in pairwise(scores)):
+            return answers

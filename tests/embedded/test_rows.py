@@ -1,12 +1,14 @@
 import random
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import combinations, islice
 
 import pytest
 
+from datamodules.forms import read_row
 from lit_rlhf.embedded.facts import all_facts
 from lit_rlhf.embedded.rows import (
     NUM_PAIRS,
+    NUM_RANKED,
     SPLITS,
     Conversation,
     best_accuracy,
@@ -16,6 +18,7 @@ from lit_rlhf.embedded.rows import (
     preference_rows,
     prompt_rows,
     questions,
+    ranking_rows,
 )
 from lit_rlhf.embedded.world import choice_probability, true_score
 
@@ -71,3 +74,24 @@ def test_the_model_is_taught_on_training_questions(conversations: Callable[[rand
 def test_lessons_are_right_and_plain():
     for *prompt, answer in islice(lessons(random.Random(1)), 500):
         assert true_score(prompt, answer["content"]) == 2
+
+
+def test_rankings_are_as_noisy_as_pairs_and_say_who_is_best():
+    rows = list(islice(ranking_rows("train"), 800))
+    expected = num_pairs = 0.0
+    for row in rows:
+        assert sorted(one["rank"] for one in row["completions"]) == list(range(NUM_RANKED))
+        scores = [true_score(row["prompt"], one["completion"][0]["content"]) for one in row["completions"]]
+        for first, second in combinations(scores, 2):
+            assert first != pytest.approx(second)
+            expected += choice_probability(max(first, second), min(first, second))
+            num_pairs += 1
+    assert best_accuracy(rows) == pytest.approx(expected / num_pairs, abs=0.015)
+    assert [row["completions"][0]["rank"] for row in rows].count(0) < 300  # the best does not always stand first
+    assert all(read_row(row)[0].form == "ranked answers" for row in rows[:3])
+
+
+def test_rankings_ask_the_questions_of_their_split():
+    for split in ("train", "validation", "test"):
+        rows = list(islice(ranking_rows(split), 500))
+        assert {row["prompt"][-1]["content"] for row in rows} <= set(questions(split))
