@@ -86,6 +86,31 @@ def test_a_classifier_of_plain_transformers(tiny_llama, tiny_tokenizer, file, tm
     assert lines(capsys.readouterr().out)[0]["score"] == pytest.approx(model(tokens).logits.item(), abs=1e-5)
 
 
+def test_how_the_model_is_held_and_the_text_is_written(reward_folders, tiny_llama, tmp_path, capsys):
+    row = tmp_path / "row.jsonl"
+    row.write_text(json.dumps({"question": "Hi", "answer": "Hello."}))
+    moved = tmp_path / "moved"
+    shutil.copytree(reward_folders(), moved)
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone"}))
+
+    def of(folder, *words):
+        score(folder, row, *words)
+        return lines(capsys.readouterr().out)[0]["score"]
+
+    plain = of(reward_folders())
+    assert of(moved, "--base", tiny_llama()) == plain
+    assert of(reward_folders(), "--dtype", "bfloat16") == pytest.approx(plain, abs=0.1)
+    assert of(reward_folders(), "--dtype", "bfloat16") != plain
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    assert abs(of(reward_folders(), "--chat_template", template) - plain) > 1e-3
+
+
+def test_embedded_files_have_names(reward_folders, capsys):
+    score(reward_folders(), "embedded:dpo_validation.jsonl", "--max_length", 16)
+    assert len(lines(capsys.readouterr().out)) == 256
+
+
 def test_rows_that_cannot_be_used(reward_folders, tmp_path, capsys):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(SINGLE) + '\n{"prompt": "a", "response": ""}\nrubbish\n' + json.dumps(SINGLE) + "\n")
@@ -156,10 +181,9 @@ def test_a_model_without_a_tokenizer_or_without_statistics(reward_folders, file,
         score(folder, file)
     assert f"{folder} holds no tokenizer; --tokenizer names the folder or hub name of one" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        score(reward_folders(measured=False), file, "--normalise")
-    said = capsys.readouterr()
-    assert "does not know how its scores spread" in said.err
-    assert said.out == ""
+        score(reward_folders(measured=False), file, "--normalise", "--out", tmp_path / "scores.jsonl")
+    assert "does not know how its scores spread" in capsys.readouterr().err
+    assert not (tmp_path / "scores.jsonl").exists()
 
 
 def test_a_language_model_is_no_reward_model(tiny_llama, file, capsys):

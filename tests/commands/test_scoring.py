@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from datamodules.preference import PreferenceDataModule
 from datamodules.sources import Row
 from lit_rlhf.commands.scoring import NotFiniteError, Scored, Scorer
-from lit_rlhf.models.reward_model import load_reward_model
+from lit_rlhf.models.reward_model import RewardModel, load_reward_model
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there."}]
 ROWS = [
@@ -64,6 +64,21 @@ def test_a_score_does_not_depend_on_what_stands_beside_it(scorer, reward_folders
     for ours, theirs in zip(together, alone, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
     assert numbers(scorer(rows()[::-1]))[::-1] == [pytest.approx(theirs, abs=1e-5) for theirs in alone]
+
+
+def test_a_forward_pass_keeps_to_the_budget(reward_folders, tiny_tokenizer, monkeypatch):
+    """A row that is longer than the budget has a pass to itself."""
+    scorer, sizes, plain = make(reward_folders(), tiny_tokenizer, 60), [], RewardModel.objective_scores
+
+    def noted(model, forest):
+        sizes.append((forest.num_tokens, len(forest.ends)))
+        return plain(model, forest)
+
+    monkeypatch.setattr(RewardModel, "objective_scores", noted)
+    scorer(rows())
+    assert sum(num_responses for _, num_responses in sizes) == 7
+    assert 1 < len(sizes) < 5
+    assert all(num_tokens <= 60 or num_responses == 1 for num_tokens, num_responses in sizes)
 
 
 def test_responses_are_in_the_order_of_the_row(scorer):
