@@ -229,6 +229,10 @@ def test_one_more_adapter_beside_those_that_are_there(build, stir, ragged, tmp_p
     with backbone.role("reward"):
         torch.testing.assert_close(backbone.hidden_states(ragged), wanted)
         assert torch.equal(*(backbone.hidden_states(ragged) for _ in range(2))), "without dropout"
+    still = build()
+    still.requires_grad_(False)
+    adapters.add_adapter(still.model, str(tmp_path), "reward")
+    assert not any(parameter.requires_grad for parameter in still.parameters())
     with pytest.raises(ValueError, match="there is an adapter named 'reward' already"):
         adapters.add_adapter(backbone.model, str(tmp_path), "reward")
 

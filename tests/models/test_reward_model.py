@@ -19,7 +19,13 @@ from transformers import (
 
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.layers.attention import FOREST_ATTENTION
-from lit_rlhf.models.reward_model import RewardModel, build_reward_model, load_reward_model, wrap_reward_model
+from lit_rlhf.models.reward_model import (
+    RewardModel,
+    add_reward_model,
+    build_reward_model,
+    load_reward_model,
+    wrap_reward_model,
+)
 from lit_rlhf.models.score_head import ScoreHead
 
 TWO = {"good": 0.75, "short": -0.5}
@@ -306,6 +312,18 @@ def test_the_role_comes_back_after_an_exception(build, ragged, monkeypatch):
             with pytest.raises(ZeroDivisionError):
                 score(ragged)
             assert backbone._role == "reference"
+
+
+@torch.no_grad()
+def test_on_the_backbone_of_a_policy_it_scores_as_itself(build, build_reward, stir, ragged, tmp_path):
+    alone = stir(build_reward(), seed=1).eval()
+    alone.save(tmp_path)
+    policy = stir(build()).eval()
+    states = policy.hidden_states(ragged)
+    beside = add_reward_model(policy, tmp_path)
+    torch.testing.assert_close(beside.scores(ragged), alone.scores(ragged), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(beside.step_scores(ragged), alone.step_scores(ragged), rtol=1e-5, atol=1e-5)
+    assert torch.equal(policy.hidden_states(ragged), states)
 
 
 @torch.no_grad()
