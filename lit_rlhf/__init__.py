@@ -8,17 +8,17 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "AutoModelForCausalLMWithValueHead": "lit_rlhf.models.value_model",
+    "AutoModelForCausalLMWithValueHead": "lit_rlhf.models.heads.value_model",
     "BackboneConfig": "lit_rlhf.models.options",
     "DPOModule": "lit_rlhf.algorithms.dpo",
     "LoraOptions": "lit_rlhf.models.options",
     "LossTerm": "lit_rlhf.losses.terms",
     "ReferenceOptions": "lit_rlhf.models.options",
-    "RewardModel": "lit_rlhf.models.reward_model",
+    "RewardModel": "lit_rlhf.models.heads.reward_model",
     "RewardModule": "lit_rlhf.algorithms.reward",
     "RewardTerm": "lit_rlhf.losses.reward_terms",
-    "ValueHead": "lit_rlhf.models.value_head",
-    "load_reward_model": "lit_rlhf.models.reward_model",
+    "ValueHead": "lit_rlhf.models.heads.value_head",
+    "load_reward_model": "lit_rlhf.models.heads.reward_model",
 }
 
 __all__ = [

@@ -47,10 +47,10 @@ from lit_rlhf.metrics.scores import SCORE_METRICS, SumsAndCounts
 from lit_rlhf.metrics.throughput import Throughput
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
+from lit_rlhf.models.heads.reward_model import RewardModel, build_reward_model, wrap_reward_model
 from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, gradient_norm, no_loss
 from lit_rlhf.models.options import BackboneConfig
-from lit_rlhf.models.reward_model import RewardModel, build_reward_model, wrap_reward_model
 from lit_rlhf.ranks import num_ranks, sum_over_ranks
 from lit_rlhf.schedules import WarmupDecay, optimization
 from lit_rlhf.types import (

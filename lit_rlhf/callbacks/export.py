@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.callbacks.readme import policy_readme, reward_readme
 from lit_rlhf.callbacks.tokenizer import tokenizer_of, with_padding
-from lit_rlhf.models.reward_model import RewardModel
+from lit_rlhf.models.heads.reward_model import RewardModel
 
 
 class AdapterExport(Callback):

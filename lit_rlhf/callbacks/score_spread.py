@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlhf.metrics.moments import ScoreMoments
+from lit_rlhf.models.heads.reward_model import RewardModel
 from lit_rlhf.models.loading import evaluating
-from lit_rlhf.models.reward_model import RewardModel
 from lit_rlhf.types import JudgedSteps
 
 

@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lit_rlhf.models.reward_model import RewardModel
+from lit_rlhf.models.heads.reward_model import RewardModel
 
 _HEADLINES = (
     "sampled_win_rate",

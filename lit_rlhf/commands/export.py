@@ -90,7 +90,7 @@ def export_reward_model(config: finished_run.BackboneConfig, run: Path, out: Pat
 
     from lit_rlhf.callbacks.export import save_reward_tokenizer
     from lit_rlhf.models.backbone import Backbone
-    from lit_rlhf.models.reward_model import RewardModel, load_reward_model
+    from lit_rlhf.models.heads.reward_model import RewardModel, load_reward_model
 
     base = config.name_or_path if config.adapter else None
     loaded = load_reward_model(run, base, config.dtype)

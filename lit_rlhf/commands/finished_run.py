@@ -58,7 +58,7 @@ def is_adapter(folder: Path) -> bool:
 
 def is_reward_model(folder: Path) -> bool:
     """Whether a run left a reward model, or somebody else's lies in the folder: there is a score or value head."""
-    from lit_rlhf.models.head_files import read_head
+    from lit_rlhf.models.heads.head_files import read_head
 
     return read_head(folder, num_objectives=None) is not None
 

@@ -122,7 +122,7 @@ def open_scorer(args: argparse.Namespace, data: PreferenceDataModule) -> Scorer:
     import torch
 
     from lit_rlhf.commands.scoring import Scorer
-    from lit_rlhf.models.reward_model import load_reward_model
+    from lit_rlhf.models.heads.reward_model import load_reward_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = resolve(args.base) if args.base else None

@@ -15,7 +15,7 @@ from datamodules.making import BatchMaker, Outcome, Task
 from datamodules.packing import fill_bins
 from datamodules.records import BadRowError, Record
 from datamodules.sources import Row
-from lit_rlhf.models.reward_model import RewardModel
+from lit_rlhf.models.heads.reward_model import RewardModel
 from lit_rlhf.types import Forest, Segment
 
 

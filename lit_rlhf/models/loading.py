@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,9 @@ from lit_rlhf.models.options import BackboneConfig
 
 OWN_ATTENTION = ("auto", "forest")
 """Values of ``attention`` that mean this package's attention; others are names that transformers knows."""
+
+
+_HEADS = ("score.", "v_head.", "lm_head.", "embed_out.")
 
 
 def load_causal_lm(
@@ -44,7 +48,8 @@ def load_causal_lm(
     except (OSError, ValueError) as error:
         raise ValueError(f"backbone.name_or_path '{config.name_or_path}' cannot be loaded: {_first(error)}") from error
     _switch_dropout_off(model_config)
-    model, missing = _from_pretrained(name, model_config, config, device)
+    with nullcontext() if with_lm_head else heads_are_no_news():
+        model, missing = _from_pretrained(name, model_config, config, device)
     if not with_lm_head:
         dropped = _drop_lm_head(model)
         missing = [key for key in missing if not key.startswith(f"{dropped}.")]
@@ -70,6 +75,23 @@ def keep_four_bits_as_they_are(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def heads_are_no_news() -> Iterator[None]:
+    """Keep transformers from reporting heads, and nothing else, as weights that are missing or that nobody expects."""
+
+    def says_more(record: logging.LogRecord) -> bool:
+        lines = record.getMessage().splitlines()
+        rows = [line for line in lines if "|" in line and ("UNEXPECTED" in line or "MISSING" in line)]
+        return not rows or not all(row.startswith(_HEADS) for row in rows)
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(says_more)
+    try:
+        yield
+    finally:
+        logger.removeFilter(says_more)
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from itertools import groupby
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.models.heads.reward_model import RewardModel
 from lit_rlhf.models.loading import evaluating
-from lit_rlhf.models.reward_model import RewardModel
 from lit_rlhf.rewards.reward import Sample
 from lit_rlhf.types import Forest, Segment
 

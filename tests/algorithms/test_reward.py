@@ -11,7 +11,7 @@ import torch
 from lit_rlhf import losses
 from lit_rlhf.losses.reward_terms import RewardTerm
 from lit_rlhf.metrics.throughput import Throughput
-from lit_rlhf.models.reward_model import load_reward_model
+from lit_rlhf.models.heads.reward_model import load_reward_model
 from lit_rlhf.types import PreferenceBatch
 
 TWO = {"good": 0.5, "short": -1.0}

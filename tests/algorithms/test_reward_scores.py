@@ -18,8 +18,8 @@ from lit_rlhf.algorithms.dpo import DPOModule
 from lit_rlhf.algorithms.reward import RewardModule
 from lit_rlhf.callbacks.export import AdapterExport
 from lit_rlhf.commands import export
+from lit_rlhf.models.heads.reward_model import build_reward_model, load_reward_model
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
-from lit_rlhf.models.reward_model import build_reward_model, load_reward_model
 from lit_rlhf.types import Forest, Segment
 
 WAYS = {

@@ -109,8 +109,8 @@ def reward_folders(
     ``reward_folders()`` gives the same folder every time; ``reward_folders(good=1.0, short=-0.5)`` one of two
     objectives. Mean and spread are 0.5 and 2; ``measured=False`` leaves them out.
     """
+    from lit_rlhf.models.heads.reward_model import build_reward_model
     from lit_rlhf.models.options import BackboneConfig, LoraOptions
-    from lit_rlhf.models.reward_model import build_reward_model
 
     folders: dict[tuple[bool, tuple[tuple[str, float], ...]], Path] = {}
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from datamodules.preference import PreferenceDataModule
 from datamodules.sources import Row
 from lit_rlhf.commands.scoring import NotFiniteError, Scored, Scorer
-from lit_rlhf.models.reward_model import RewardModel, load_reward_model
+from lit_rlhf.models.heads.reward_model import RewardModel, load_reward_model
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there."}]
 ROWS = [

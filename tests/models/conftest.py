@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.models.building import build_backbone
+from lit_rlhf.models.heads.reward_model import build_reward_model
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
-from lit_rlhf.models.reward_model import build_reward_model
 from lit_rlhf.types import Forest, Segment
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 
 import bitsandbytes
@@ -174,3 +175,20 @@ def test_a_soft_cap_is_never_left_out(tmp_path):
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0}
     Gemma2ForCausalLM(Gemma2Config(**shape, **heads, attn_logit_softcapping=2.0)).save_pretrained(tmp_path)
     assert load_causal_lm(BackboneConfig(str(tmp_path))).config._attn_implementation == "eager"
+
+
+def test_heads_that_come_and_go_are_not_reported(tiny_llama, tmp_path, caplog):
+    from transformers import AutoModelForSequenceClassification
+
+    AutoModelForSequenceClassification.from_pretrained(tiny_llama(), num_labels=1).save_pretrained(tmp_path)
+    logger = logging.getLogger("transformers")
+    logger.propagate, before = True, logger.propagate
+    caplog.clear()  # of what was said when it was made
+    try:
+        load_causal_lm(BackboneConfig(str(tmp_path)), with_lm_head=False)
+        assert "score.weight" not in caplog.text
+        with pytest.raises(ValueError, match="lacks lm_head"):
+            load_causal_lm(BackboneConfig(str(tmp_path)))
+        assert "score.weight" in caplog.text
+    finally:
+        logger.propagate = before

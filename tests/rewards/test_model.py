@@ -9,8 +9,8 @@ import torch
 
 from datamodules import PreferenceDataModule
 from lit_rlhf.models.building import build_backbone
+from lit_rlhf.models.heads.reward_model import add_reward_model, build_reward_model, load_reward_model
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
-from lit_rlhf.models.reward_model import add_reward_model, build_reward_model, load_reward_model
 from lit_rlhf.rewards.model import ModelReward, closing_tokens, refuse_other_tokenizer
 from lit_rlhf.rewards.reward import Sample
 from lit_rlhf.types import Forest, Segment

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.models.heads.float32 import without_cast
+
 
 class ScoreHead(nn.Linear):
     """A linear layer in float32, whatever the backbone computes in: in bfloat16 scores near 8 lie 0.03 apart.
@@ -102,9 +104,4 @@ class ScoreHead(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move between devices, but stay in float32."""
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(move, recurse)
+        return super()._apply(without_cast(fn), recurse)

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_rlhf.models.adapters import refuse_learned_prompt
-from lit_rlhf.models.head_files import HeadFile, check_head
+from lit_rlhf.models.heads.head_files import HeadFile, check_head
+from lit_rlhf.models.heads.value_files import load_pretrained, write_value_model
+from lit_rlhf.models.heads.value_head import ValueHead
 from lit_rlhf.models.loading import keep_four_bits_as_they_are
-from lit_rlhf.models.value_files import load_pretrained, write_value_model
-from lit_rlhf.models.value_head import ValueHead
 
 _INSIDE = "pretrained_model."
 
@@ -39,7 +39,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
 
     Args:
         pretrained_model: a Hugging Face causal language model, or a PEFT model of one.
-        summary_dropout_prob: as in :class:`lit_rlhf.models.value_head.ValueHead`.
+        summary_dropout_prob: as in :class:`lit_rlhf.models.heads.value_head.ValueHead`.
         v_head_init_strategy: as there.
         v_head_initializer_range: as there.
 
@@ -98,7 +98,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
             peft_config: puts a fresh adapter on a model that has none.
             adapter: folder or hub name of an adapter for the model; a value head beside it is read.
             is_trainable: whether a loaded adapter can be trained; without it, it is frozen. The head always can.
-            summary_dropout_prob: as in :class:`lit_rlhf.models.value_head.ValueHead`.
+            summary_dropout_prob: as in :class:`lit_rlhf.models.heads.value_head.ValueHead`.
             v_head_init_strategy: as there.
             v_head_initializer_range: as there.
             **kwargs: for ``AutoModelForCausalLM.from_pretrained``, such as ``dtype`` or ``quantization_config``.

@@ -25,8 +25,8 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 
 from lit_rlhf.models import adapters
 from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.heads.score_head import ScoreHead
 from lit_rlhf.models.loading import local_or_hub
-from lit_rlhf.models.score_head import ScoreHead
 
 REWARD_FILE = "reward_model.json"
 _IN_ADAPTER = "base_model.model.score.weight"

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lit_rlhf.models.score_head import ScoreHead
+from lit_rlhf.models.heads.score_head import ScoreHead
 
 STATES = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
 

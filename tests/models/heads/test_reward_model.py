@@ -18,15 +18,15 @@ from transformers import (
 )
 
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.models.layers.attention import FOREST_ATTENTION
-from lit_rlhf.models.reward_model import (
+from lit_rlhf.models.heads.reward_model import (
     RewardModel,
     add_reward_model,
     build_reward_model,
     load_reward_model,
     wrap_reward_model,
 )
-from lit_rlhf.models.score_head import ScoreHead
+from lit_rlhf.models.heads.score_head import ScoreHead
+from lit_rlhf.models.layers.attention import FOREST_ATTENTION
 
 TWO = {"good": 0.75, "short": -0.5}
 WAYS = {

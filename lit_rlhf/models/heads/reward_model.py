@@ -20,11 +20,12 @@ from transformers import PreTrainedModel
 from lit_rlhf.models import adapters
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.building import build_backbone, wrap_model
-from lit_rlhf.models.head_files import check_head, read_head
+from lit_rlhf.models.heads.head_files import check_head, read_head
+from lit_rlhf.models.heads.reward_files import RewardFile, local_folder, read_reward_file, write_reward_model
+from lit_rlhf.models.heads.score_head import ScoreHead
+from lit_rlhf.models.heads.value_head import hidden_size
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.options import BackboneConfig
-from lit_rlhf.models.reward_files import RewardFile, local_folder, read_reward_file, write_reward_model
-from lit_rlhf.models.score_head import ScoreHead
 from lit_rlhf.types import Forest
 
 _NO_HEAD = "holds no score head (score.weight or v_head.summary.weight), so it is no reward model"
@@ -43,10 +44,10 @@ class RewardModel(nn.Module):
 
     def __init__(self, backbone: Backbone, score: ScoreHead) -> None:
         super().__init__()
-        if score.in_features != hidden_size(backbone):
+        if score.in_features != _width(backbone):
             raise ValueError(
                 f"the score head reads {score.in_features} numbers, and the backbone '{backbone.base.name_or_path}' "
-                f"gives {hidden_size(backbone)}"
+                f"gives {_width(backbone)}"
             )
         self.backbone = backbone
         self.score = score
@@ -95,11 +96,6 @@ class RewardModel(nn.Module):
         write_reward_model(self.backbone, self.score, Path(folder))
 
 
-def hidden_size(backbone: Backbone) -> int:
-    """Numbers per hidden state (H)."""
-    return int(backbone.base.config.get_text_config().hidden_size)
-
-
 def build_reward_model(
     config: BackboneConfig, objectives: Mapping[str, float], *, device: torch.device | None = None
 ) -> RewardModel:
@@ -120,7 +116,7 @@ def build_reward_model(
     head = None
     if config.adapter or Path(config.name_or_path).is_dir() or _is_classifier(backbone):
         folder = local_folder(config.adapter or config.name_or_path, config.revision)
-        head = _head(folder, hidden_size(backbone), objectives)
+        head = _head(folder, _width(backbone), objectives)
     if head is not None:
         rank_zero_info(f"score head: going on from that of '{config.adapter or config.name_or_path}'")
     return RewardModel(backbone, head or _new_head(backbone, objectives))
@@ -165,7 +161,7 @@ def load_reward_model(
     else:
         config = BackboneConfig(str(folder), **settings)  # type: ignore[arg-type]
         backbone = Backbone(load_causal_lm(config, device, with_lm_head=False))
-    head = _head(folder, hidden_size(backbone))
+    head = _head(folder, _width(backbone))
     if head is None:
         raise ValueError(f"'{name}' {_NO_HEAD}")
     model = RewardModel(backbone, head)
@@ -195,7 +191,7 @@ def add_reward_model(backbone: Backbone, name: str | Path) -> RewardModel:
             f"the reward model '{name}' was trained on '{trained_on}', and the policy's base is "
             f"'{backbone.base.name_or_path}': its scores mean nothing unless they are the same weights"
         )
-    head = _head(folder, hidden_size(backbone))
+    head = _head(folder, _width(backbone))
     if head is None:
         raise ValueError(f"'{name}' {_NO_HEAD}")
     adapters.add_adapter(backbone.model, str(folder), adapters.REWARD)
@@ -206,8 +202,13 @@ def _is_classifier(backbone: Backbone) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in backbone.base.config.architectures or ())
 
 
+def _width(backbone: Backbone) -> int:
+    """Numbers per hidden state (H)."""
+    return hidden_size(backbone.base.config)
+
+
 def _new_head(backbone: Backbone, objectives: Mapping[str, float]) -> ScoreHead:
-    return ScoreHead(hidden_size(backbone), objectives)
+    return ScoreHead(_width(backbone), objectives)
 
 
 def _head(folder: Path, width: int, objectives: Mapping[str, float] | None = None) -> ScoreHead | None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from lit_rlhf.models.heads.float32 import without_cast
+
 INITIALISATIONS: dict[str | None, Callable[[nn.Linear, float], object]] = {
     None: lambda summary, _: summary,
     "normal": lambda summary, spread: (nn.init.normal_(summary.weight, std=spread), nn.init.zeros_(summary.bias)),
@@ -60,12 +62,7 @@ class ValueHead(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move between devices, but stay in float32."""
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(move, recurse)
+        return super()._apply(without_cast(fn), recurse)
 
 
 def hidden_size(config: PretrainedConfig) -> int:

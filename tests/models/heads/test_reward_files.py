@@ -10,9 +10,9 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from lit_rlhf.models.heads.reward_files import RewardFile, local_folder, read_reward_file
+from lit_rlhf.models.heads.reward_model import build_reward_model, load_reward_model, wrap_reward_model
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
-from lit_rlhf.models.reward_files import RewardFile, local_folder, read_reward_file
-from lit_rlhf.models.reward_model import build_reward_model, load_reward_model, wrap_reward_model
 from lit_rlhf.types import Forest, Segment
 
 PROMPT, CHOSEN, REJECTED = [7, 8, 9, 10], [11, 12, 13], [14, 15]

@@ -5,9 +5,7 @@ A whole model is one checkpoint that holds the head too. An adapter has the head
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +20,8 @@ from transformers import CONFIG_NAME, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lit_rlhf.models.adapters import save_adapter
-from lit_rlhf.models.head_files import CHECKPOINTS, HeadFile, read_head
-from lit_rlhf.models.loading import local_or_hub
+from lit_rlhf.models.heads.head_files import CHECKPOINTS, HeadFile, read_head
+from lit_rlhf.models.loading import heads_are_no_news, local_or_hub
 
 HEAD_FILES = ("value_head.safetensors", "model.safetensors")
 """Where the head of an adapter is written: LLaMA-Factory looks for the first, TRL for the second."""
@@ -106,7 +104,7 @@ def _base_of(adapter: str, where: dict[str, Any]) -> str:
 
 def _load_causal_lm(name: str, *args: Any, **kwargs: Any) -> PreTrainedModel:
     try:
-        with _head_is_no_news():
+        with heads_are_no_news():
             model, loading = cast(Any, AutoModelForCausalLM).from_pretrained(
                 local_or_hub(name), *args, trust_remote_code=False, **{**kwargs, "output_loading_info": True}
             )
@@ -138,19 +136,3 @@ def _folder(name: str, wanted: tuple[str, ...], where: dict[str, Any]) -> Path:
         return Path(snapshot_download(place, allow_patterns=list(wanted), **where))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(f"'{name}' is no folder here, and the hub does not give it: {error}") from error
-
-
-@contextmanager
-def _head_is_no_news() -> Iterator[None]:
-    """Keep transformers from reporting the value head, and nothing else, as weights that nobody expects."""
-
-    def says_more(record: logging.LogRecord) -> bool:
-        rows = [line for line in record.getMessage().splitlines() if "UNEXPECTED" in line and "|" in line]
-        return not rows or not all(row.startswith(_HEAD) for row in rows)
-
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(says_more)
-    try:
-        yield
-    finally:
-        logger.removeFilter(says_more)

@@ -15,7 +15,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from lit_rlhf.models.value_head import ValueHead, hidden_size
+from lit_rlhf.models.heads.value_head import ValueHead, hidden_size
 
 CONFIG = LlamaConfig(hidden_size=4096)
 

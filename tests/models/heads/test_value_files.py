@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lit_rlhf import AutoModelForCausalLMWithValueHead
-from lit_rlhf.models.value_files import HEAD_FILES
+from lit_rlhf.models.heads.value_files import HEAD_FILES
 
 TOKENS = torch.tensor([[5, 9, 13, 2, 44, 21, 8], [30, 3, 17, 50, 6, 11, 29]])
 HEAD = {"v_head.summary.weight": torch.linspace(-1, 1, 64)[None], "v_head.summary.bias": torch.tensor([0.5])}

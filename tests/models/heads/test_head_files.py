@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lit_rlhf.models import head_files
-from lit_rlhf.models.head_files import HeadFile, check_head, read_head
+from lit_rlhf.models.heads import head_files
+from lit_rlhf.models.heads.head_files import HeadFile, check_head, read_head
 
 WEIGHT = torch.linspace(-1, 1, 16)[None]
 BIAS = torch.tensor([0.25])
