@@ -23,8 +23,8 @@ from word_baseline import Row, bag_of_words_accuracy, shorter_wins_accuracy
 
 from datamodules import PreferenceDataModule
 
-SETTINGS = {"lora": {"tuning": "lora", "centring": 0.0, "margins": False}}
-NUMBERS: dict[str, Any] = {"batch_size": 16, "max_length": 512, "token_budget": 4096, "lr": 1e-3, "max_grad_norm": 1.0}
+SETTINGS = {"lora": {"tuning": "lora", "lr": 1e-3, "centring": 0.0, "margins": False}}
+NUMBERS: dict[str, Any] = {"batch_size": 16, "max_length": 512, "token_budget": 4096, "max_grad_norm": 1.0}
 HELD_OUT = 0.2
 BASELINES = ("bag of words", "shorter wins")
 

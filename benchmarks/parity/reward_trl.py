@@ -39,7 +39,7 @@ def run(plan: dict[str, Any], settings: dict[str, Any]) -> tuple[dict[str, list[
     """Train under one setting."""
     trainer = Unrounded(
         load(plan, settings["tuning"]),
-        args=RewardConfig(center_rewards_coefficient=settings["centring"] or None, **settings_of(plan)),
+        args=RewardConfig(center_rewards_coefficient=settings["centring"] or None, **settings_of({**plan, **settings})),
         train_dataset=read_rows(plan["rows_with_margins" if settings["margins"] else "rows"]),
         processing_class=AutoTokenizer.from_pretrained(plan["model"]),
     )

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lit_rlhf.callbacks.export import AdapterExport, save_reward_tokenizer
 from lit_rlhf.models.building import build_backbone
+from lit_rlhf.models.heads.reward_model import load_reward_model
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
-from lit_rlhf.models.reward_model import load_reward_model
 from lit_rlhf.types import Forest, Segment
 
 TOKENS = torch.tensor([[1, 20, 31, 42]])

@@ -53,8 +53,9 @@ def test_a_run(script, plans, world, name):
 @pytest.mark.parametrize(("name", "value"), [("lr", 1.02e-3), ("max_grad_norm", 100.0), ("rows_with_margins", None)])
 def test_a_change_is_seen(script, plans, name, value):
     plan = plans("embedded")
-    ours = script.run({**plan, name: value or plan["rows"]}, plan["settings"]["full_margins"]).course
-    assert not follows(ours, GOLDEN["embedded"]["runs"]["full_margins"])
+    changed = {name: value or plan["rows"]}
+    ours = script.run({**plan, **changed}, {**plan["settings"]["lora_margins"], **changed}).course
+    assert not follows(ours, GOLDEN["embedded"]["runs"]["lora_margins"])
 
 
 def test_the_worst_difference_counts_and_tokens_must_be_equal(script, monkeypatch):
