@@ -71,7 +71,7 @@ def test_defaults_in_the_table_are_the_real_ones():
     assert float(table["beta"]) == module.reward_scale
     said = dict(re.findall(r"^\| `data\.init_args\.(\w+)` \|.*\| `?([^|`]+)`? \|$", README, re.MULTILINE))
     assert said == {name: str(getattr(data, name)) for name in said}
-    assert len(said) == 10
+    assert len(said) == 12
 
 
 def test_the_own_trainer_example_runs(tiny_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
