@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lit_rlhf.commands import finished_run, score_server
+from lit_rlhf.commands import finished_run
 from lit_rlhf.commands.quiet import quieten
 from lit_rlhf.commands.run_folder import CONFIG
+from lit_rlhf.commands.serving import server
 from lit_rlhf.embedded import resolve
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on_bad_row", default="raise", choices=("raise", "drop"), help="stop at a row that cannot be used, or go on"
     )
-    score_server.add_arguments(parser)
+    server.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--out and --normalise do not go with --serve: each request says what it wants")
     if args.out is not None and args.out.exists():
         raise ValueError(f"--out={args.out} exists already; choose another file or remove it")
-    settings = score_server.read_settings(args) if args.serve else None
+    settings = server.read_settings(args) if args.serve else None
     quieten()
     from lit_rlhf.commands import score_lines
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     if args.normalise:
         scorer.normalise([0.0])  # refuses before the first row
     if settings is not None:
-        score_server.serve(scorer, settings)
+        server.serve(scorer, settings)
     elif texts:
         print(json.dumps(score_lines.quick(scorer, *texts, normalise=args.normalise)))  # noqa: T201
     else:

@@ -19,8 +19,8 @@ from datamodules.records import BadRowError
 from datamodules.sources import Row
 from lit_rlhf.cli import main
 from lit_rlhf.commands import score
-from lit_rlhf.commands.score_server import ScoreServer, Settings
 from lit_rlhf.commands.scoring import NotFiniteError, Scored, Scorer
+from lit_rlhf.commands.serving.server import ScoreServer, Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -16,9 +16,9 @@ from threading import Event, Thread
 import pytest
 
 from datamodules.sources import Row
-from lit_rlhf.commands import score_server as module
-from lit_rlhf.commands.score_handler import ScoreHandler
-from lit_rlhf.commands.score_server import ScoreServer, Settings, read_settings, serve
+from lit_rlhf.commands.serving import server as module
+from lit_rlhf.commands.serving.handler import ScoreHandler
+from lit_rlhf.commands.serving.server import ScoreServer, Settings, read_settings, serve
 from lit_rlhf.rewards.http import HttpReward
 
 ITEM = {"prompt": "a", "response": " b"}

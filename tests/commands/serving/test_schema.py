@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.forms import read_row
-from lit_rlhf.commands.score_schema import SCHEMA, RequestError, read_request
+from lit_rlhf.commands.serving.schema import SCHEMA, RequestError, read_request
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 ITEM = {"prompt": "a", "response": " b"}
@@ -136,7 +136,7 @@ def test_the_schema_says_what_is_taken_and_given(length_scorer):
 
 
 def test_what_the_page_shows_is_taken():
-    page = (Path(__file__).parents[2] / "docs/score.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/score.md").read_text()
     shown = [block for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL) if '"row"' not in block]
     (command,) = re.findall(r"-d '(.*)'", page)
     assert len(read(command.encode()).rows) == 1

@@ -13,12 +13,12 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 
-from lit_rlhf.commands.score_schema import SCHEMA, Request, RequestError, read_request
-from lit_rlhf.commands.score_worker import BusyError
 from lit_rlhf.commands.scoring import NotFiniteError, Scored
+from lit_rlhf.commands.serving.schema import SCHEMA, Request, RequestError, read_request
+from lit_rlhf.commands.serving.worker import BusyError
 
 if TYPE_CHECKING:
-    from lit_rlhf.commands.score_server import ScoreServer
+    from lit_rlhf.commands.serving.server import ScoreServer
 
 _ROUTES = {"/score": "POST", "/health": "GET", "/schema": "GET"}
 _LINGER = 2.0

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from datamodules.sources import Row
-from lit_rlhf.commands.score_worker import BusyError, Worker
+from lit_rlhf.commands.serving.worker import BusyError, Worker
 
 
 def rows(*responses):

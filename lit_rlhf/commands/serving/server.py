@@ -118,8 +118,8 @@ class ScoreServer(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, scorer: Scorer, settings: Settings) -> None:
-        from lit_rlhf.commands.score_handler import ScoreHandler
-        from lit_rlhf.commands.score_worker import Worker
+        from lit_rlhf.commands.serving.handler import ScoreHandler
+        from lit_rlhf.commands.serving.worker import Worker
 
         self.settings = settings
         try:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lit_rlhf.commands.score_schema import SCHEMA
+from lit_rlhf.commands.serving.schema import SCHEMA
 
 ITEM = {"prompt": "a", "response": " b"}
 
@@ -180,7 +180,7 @@ def test_scores_that_take_too_long(score_server, ask, length_scorer):
 
 
 def test_too_many_requests_at_once(score_server, ask, length_scorer, monkeypatch):
-    monkeypatch.setattr("lit_rlhf.commands.score_server._MAX_WAITING", 1)
+    monkeypatch.setattr("lit_rlhf.commands.serving.server._MAX_WAITING", 1)
     server = score_server()
     length_scorer.go.clear()
     with ThreadPoolExecutor(2) as pool:
