@@ -225,7 +225,7 @@ def test_a_process_of_its_own(reward_folders):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     ) as process:
         url = process.stdout.readline().split()[2]
         assert len(HttpReward(url).score([ITEM] * 100)) == 100
