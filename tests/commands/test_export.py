@@ -9,10 +9,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.run_folder import CHECKPOINTS
+from lit_rlhf.models.heads.reward_model import load_reward_model
+from lit_rlhf.types import Forest, Segment
 
 TOKENS = torch.tensor([[1, 20, 31, 42, 53, 64, 75]])
 
@@ -97,3 +99,41 @@ def test_an_adapter_for_another_base_is_refused(finished_run, tiny_llama, tmp_pa
     words = [finished_run, "--out", tmp_path / "out", "--merge", "--base", tiny_llama(hidden_size=32)]
     assert "does not fit" in refused(capsys, *words)
     assert not (tmp_path / "out").exists()
+
+
+def score(model):
+    tokens = TOKENS[0].tolist()
+    with torch.no_grad():
+        return model.scores(Forest.pack([[Segment(tokens, [False] * len(tokens))]]))
+
+
+@pytest.mark.parametrize("objectives", [{}, {"good": 1.0, "short": -0.5}])
+def test_a_reward_model_becomes_a_sequence_classifier_with_one_output(objectives, reward_folders, tmp_path, capsys):
+    wanted = score(load_reward_model(reward_folders(**objectives)))
+    main(["export", str(reward_folders(**objectives)), "--out", str(tmp_path / "out"), "--merge"])
+    assert "sequence classifier:" in capsys.readouterr().out
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert classifier.config.num_labels == 1
+    assert classifier.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    torch.testing.assert_close(logits(classifier)[0], wanted, rtol=1e-5, atol=1e-5)
+    padded = torch.cat([TOKENS, torch.full((1, 3), tokenizer.pad_token_id)], dim=1)
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(padded).logits[0], wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(score(load_reward_model(tmp_path / "out")), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("objectives", [{}, {"good": 1.0, "short": -0.5}])
+def test_a_reward_model_is_exported_as_an_adapter_with_its_head(
+    objectives, reward_folders, tiny_llama, tmp_path, capsys
+):
+    wanted = score(load_reward_model(reward_folders(**objectives)))
+    main(["export", str(reward_folders(**objectives)), "--out", str(tmp_path / "out")])
+    assert "adapter with its score head:" in capsys.readouterr().out
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_llama(), num_labels=1, pad_token_id=0)
+    torch.testing.assert_close(
+        logits(PeftModel.from_pretrained(base, tmp_path / "out"))[0], wanted, rtol=1e-5, atol=1e-5
+    )
+    known = json.loads((tmp_path / "out" / "reward_model.json").read_text())
+    assert (known["objectives"], known["mean"], known["std"]) == ({"score": 1.0}, 0.5, 2.0)
+    assert "num_labels=1" in (tmp_path / "out" / "README.md").read_text()

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -270,3 +271,54 @@ def test_data_are_read_as_fit_reads_them_and_nothing_else_is_built(config_file, 
     assert data.tokenizer.name_or_path == str(tiny_llama())  # linked from the model
     assert data.splits["test"].endswith("dpo_test.jsonl")
     assert os.path.isfile(data.splits["test"])
+
+
+REWARD = Path(__file__).parents[2] / "configs" / "reward.yaml"
+BENCH = [
+    {"prompt": "Hello?", "chosen": "Hello there!", "rejected": "No.", "subset": f"part {number % 2}"}
+    for number in range(6)
+]
+
+
+@pytest.fixture(scope="module")
+def reward_run(tmp_path_factory):
+    """The folder of a short reward run on the embedded rankings, with an adapter."""
+    folder = tmp_path_factory.mktemp("runs") / "reward"
+    words = ["--model.backbone.lora.enabled=true", "--trainer.max_steps=3", "--trainer.limit_val_batches=2"]
+    main(["fit", "--config", str(REWARD), f"--trainer.default_root_dir={folder}", *words, "--data.batch_size=8"])
+    return folder
+
+
+def test_a_reward_run_leaves_one_artefact(reward_run):
+    assert {path.name for path in reward_run.iterdir()} == (FILES - {"samples.jsonl"}) | {"reward_model.json"}
+    assert "base_model.model.score.weight" in adapter(reward_run)
+    assert (reward_run / "plots" / "reliability.png").stat().st_size > 10_000
+    assert json.loads((reward_run / "reward_model.json").read_text())["num_responses"] > 0
+    assert f"lit-rlhf score {reward_run}" in (reward_run / "README.md").read_text()
+
+
+def test_a_reward_run_is_tested_by_subset(reward_run, tmp_path, capsys):
+    rows = tmp_path / "bench.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in BENCH))
+    words = ["--model.backbone.lora.enabled=true", f"--data.test={rows}", "--data.group_by=subset", "--ckpt_path=last"]
+    main(["test", "--config", str(REWARD), f"--trainer.default_root_dir={reward_run}", *words])
+    table = (reward_run / "test_table.csv").read_text().splitlines()
+    (reward_run / "test_table.csv").unlink()
+    assert [line.split(",")[:2] for line in table[1:]] == [
+        ["part 0", "3"], ["part 1", "3"], ["mean over pairs", "6"], ["mean over subsets", "6"]
+    ]  # fmt: skip
+    assert "mean over subsets" in capsys.readouterr().out
+
+
+def test_objectives_are_named_once(caught, tmp_path):
+    words = [
+        "--model.objectives={helpful: 0.5, short: -1.0}",
+        "--data.kind=graded",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
+    with pytest.raises(CaughtError):
+        main(["fit", "--config", str(REWARD), *words])
+    with pytest.raises(CaughtError):
+        main(["fit", "--config", str(REWARD), *words, "--data.objectives=[a, b]"])
+    assert [cli.datamodule.objectives for cli in caught] == [("helpful", "short"), ("a", "b")]
+    assert caught[0].model.objectives == {"helpful": 0.5, "short": -1.0}
