@@ -111,6 +111,7 @@ def write(options: argparse.Namespace, measured: list[dict[str, Any]]) -> None:
         "steps": measured[0]["steps"],
         "held_out_pairs": measured[0]["held_out"],
         **NUMBERS,
+        "settings": SETTINGS,
     }
     options.results.mkdir(parents=True, exist_ok=True)
     stem = options.results / "reward_accuracy"
