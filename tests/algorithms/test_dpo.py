@@ -387,7 +387,7 @@ def test_a_model_of_your_own(make_module, make_batches, fit, tiny_llama, tmp_pat
     assert trainer.logger.column("train/loss")[0] == pytest.approx(math.log(2), abs=1e-6)
     assert module.backbone is model
     names = set(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
-    kinds = ("sums", "counts", "_extra_state")
+    kinds = ("sums", "num_summed", "_extra_state")
     held = {"model." + name for name in module.model.checkpointed_names}
     assert names == held | {f"{stage}_means.{kind}" for stage in ("train", "eval") for kind in kinds}
 
