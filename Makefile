@@ -64,8 +64,11 @@ type: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_docs.py
 
+# Beside TRL, which has an environment of its own: make bench TRL=/its/python DATA=/hh/rows.jsonl.gz
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/dpo.py
+	@test -n "$(TRL)" -a -n "$(DATA)" || { echo "needs TRL=PYTHON and DATA=FILE: see benchmarks/README.md"; exit 2; }
+	$(BIN)/python benchmarks/dpo.py --trl-python $(TRL) --data $(DATA)
+	$(BIN)/python benchmarks/reward.py --trl-python $(TRL) --data $(DATA)
 
 # Needs uv; answers a change of the dependencies in pyproject.toml, and prints what moved.
 lock:
