@@ -11,8 +11,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.callbacks.readme import policy_readme, reward_readme
-from lit_rlhf.callbacks.tokenizer import tokenizer_of, with_padding
 from lit_rlhf.models.heads.reward_model import RewardModel
+from lit_rlhf.models.tokenizers import tokenizer_of, with_padding
 
 
 class AdapterExport(Callback):

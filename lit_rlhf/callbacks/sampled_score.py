@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.callbacks.prompts import encode, read_prompts
-from lit_rlhf.callbacks.tokenizer import stop_tokens, tokenizer_of
 from lit_rlhf.embedded import resolve
+from lit_rlhf.models.tokenizers import stop_tokens, tokenizer_of
 
 
 class SampledScore(Callback):

@@ -14,8 +14,8 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.callbacks.prompts import readable
-from lit_rlhf.callbacks.tokenizer import stop_tokens, tokenizer_of
 from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.tokenizers import stop_tokens, tokenizer_of
 from lit_rlhf.types import Forest, PreferenceBatch
 
 

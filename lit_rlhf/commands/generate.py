@@ -78,7 +78,7 @@ def answer(
     out: TextIO | None,
 ) -> None:
     """Answer batch by batch, to a file of JSON lines or, where there is none, to the screen."""
-    from lit_rlhf.callbacks.tokenizer import stop_tokens
+    from lit_rlhf.models.tokenizers import stop_tokens
 
     tokens = [encode(prompt, tokenizer, args.raw) for prompt in prompts]
     stops = stop_tokens(tokenizer, backbone)

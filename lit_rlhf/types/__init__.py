@@ -16,6 +16,7 @@ from lit_rlhf.types.batches import (
     UnpairedResponses,
 )
 from lit_rlhf.types.forest import Forest, Segment, num_sequence_tokens
+from lit_rlhf.types.rollouts import Rollouts
 
 __all__ = [
     "Cursor",
@@ -30,6 +31,7 @@ __all__ = [
     "PreferencePairs",
     "Prompt",
     "PromptBatch",
+    "Rollouts",
     "Segment",
     "UnpairedBatch",
     "UnpairedResponses",

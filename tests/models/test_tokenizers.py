@@ -1,4 +1,4 @@
-"""Which tokenizer a callback uses, and what ends an answer."""
+"""Which tokenizer a run uses, and what ends an answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from types import SimpleNamespace
 import pytest
 from lightning.pytorch import Trainer
 
-from lit_rlhf.callbacks.tokenizer import stop_tokens, tokenizer_of, with_padding
+from lit_rlhf.models.building import build_backbone
+from lit_rlhf.models.options import BackboneConfig, LoraOptions
+from lit_rlhf.models.tokenizers import stop_tokens, tokenizer_of, with_padding
+
+
+@pytest.fixture
+def backbone(tiny_llama):
+    return build_backbone(BackboneConfig(str(tiny_llama()), lora=LoraOptions(r=4)), reference="none")
 
 
 def test_given_named_or_that_of_the_data(tiny_llama, tiny_tokenizer):
@@ -20,7 +27,7 @@ def test_given_named_or_that_of_the_data(tiny_llama, tiny_tokenizer):
 
 
 def test_none_is_asked_for():
-    with pytest.raises(ValueError, match="give this callback one, as tokenizer="):
+    with pytest.raises(ValueError, match="give one, as tokenizer="):
         tokenizer_of(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), None)
 
 

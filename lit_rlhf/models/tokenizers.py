@@ -1,4 +1,4 @@
-"""Where a callback gets its tokenizer from, and which tokens end an answer."""
+"""Where the tokenizer of a run comes from, and which tokens end an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lit_rlhf.models.backbone import Backbone
 
 
 def tokenizer_of(trainer: Trainer, given: PreTrainedTokenizerBase | str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer that a callback was given, or that of the data.
+    """The tokenizer that was given, or that of the data.
 
     Args:
         trainer: the running Trainer.
@@ -27,7 +27,7 @@ def tokenizer_of(trainer: Trainer, given: PreTrainedTokenizerBase | str | None) 
     try:
         return trainer.datamodule.tokenizer  # type: ignore[attr-defined]
     except AttributeError:
-        raise ValueError("the data module has no tokenizer: give this callback one, as tokenizer=...") from None
+        raise ValueError("the data module has no tokenizer: give one, as tokenizer=...") from None
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, backbone: Backbone) -> list[int]:

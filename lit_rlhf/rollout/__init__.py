@@ -1,0 +1,1 @@
+"""Rollouts: a policy and prompts make responses, responses make minibatches."""
