@@ -1,0 +1,161 @@
+"""The default sampler: a decoding loop of its own, with a key-value cache, over the backbone in place.
+
+A prompt is computed once for all of its responses. A row that ended leaves the batch. What does not fit the bounds of
+memory waits for the next batch. A response depends on its seed, its prompt and the policy alone, to rounding: not on
+what is drawn beside it, in which order, or on how many ranks.
+
+Shape letters: L responses, R tokens of the longest one, B living rows, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.layers.lm_head import head_parameters
+from lit_rlhf.models.loading import evaluating
+from lit_rlhf.rollout.draws import draw, uniforms
+from lit_rlhf.rollout.padded_decoder import PaddedDecoder
+from lit_rlhf.rollout.sampling import SamplingRequest
+from lit_rlhf.rollout.stopping import Stopping
+from lit_rlhf.types import Rollouts
+
+
+class CachedSampler:
+    """Draws with a key-value cache, in the precision and with the weights that training computes with.
+
+    Args:
+        max_rows: most responses that are drawn at once.
+        max_cache_tokens: most tokens that the cache has room for; a response that needs more is drawn alone.
+    """
+
+    is_exact = True
+
+    def __init__(self, max_rows: int = 64, max_cache_tokens: int = 65_536) -> None:
+        if max_rows < 1 or max_cache_tokens < 1:
+            raise ValueError(
+                f"sampler.max_rows is {max_rows} and max_cache_tokens is {max_cache_tokens}; both are at least 1"
+            )
+        self.max_rows = max_rows
+        self.max_cache_tokens = max_cache_tokens
+
+    @torch.no_grad()
+    def __call__(self, backbone: Backbone, request: SamplingRequest) -> Rollouts:
+        """Draw one response per seed; see :class:`lit_rlhf.rollout.sampling.Sampler`.
+
+        Raises:
+            ValueError: if a prompt is empty, there is no stop token, or the number of seeds does not fit.
+            FloatingPointError: if logits are not finite, naming the prompt's address.
+        """
+        check_request(request)
+        backbone.prepare()
+        with evaluating(backbone):
+            responses = _Responses(backbone, request)
+            for rows in self._batches(request):
+                responses.draw(rows)
+        return responses.rollouts()
+
+    def _batches(self, request: SamplingRequest) -> Iterator[list[int]]:
+        """Numbers of the responses that are drawn together; those with prompts of like length are."""
+        options = request.options
+        of_prompt = [number // options.num_responses for number in range(len(request.seeds))]
+        lengths = [len(request.prompts[prompt].tokens) + options.max_new_tokens for prompt in of_prompt]
+        batch: list[int] = []
+        for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if batch and (len(batch) == self.max_rows or (len(batch) + 1) * lengths[row] > self.max_cache_tokens):
+                yield batch
+                batch = []
+            batch.append(row)
+        yield batch
+
+
+def check_request(request: SamplingRequest) -> None:
+    """Refuse what no sampler can draw.
+
+    Raises:
+        ValueError: if there is no prompt, a prompt is empty, no stop token is given, or the number of seeds is not
+            that of the responses.
+    """
+    if not request.prompts or not request.stop_tokens:
+        raise ValueError("sampling needs at least one prompt and at least one stop token")
+    for prompt in request.prompts:
+        if not prompt.tokens:
+            raise ValueError(f"{prompt.row}: the prompt has no tokens, so nothing can follow it")
+    wanted = len(request.prompts) * request.options.num_responses
+    if len(request.seeds) != wanted:
+        raise ValueError(f"sampling of {wanted} responses needs as many seeds, not {len(request.seeds)}")
+
+
+class _Responses:
+    """The responses of one request while they are drawn."""
+
+    def __init__(self, backbone: Backbone, request: SamplingRequest) -> None:
+        options, device = request.options, backbone.base.device
+        self.backbone, self.request = backbone, request
+        self.stopping = Stopping([*request.stop_tokens, *options.stop_tokens], options.stop_strings, request.tokenizer)
+        self.weight, self.bias = head_parameters(backbone.base)
+        self.num_tokens = min(len(request.tokenizer), self.weight.shape[0])
+        self.numbers = uniforms(request.seeds, options.max_new_tokens).to(device)
+        shape = self.numbers.shape
+        self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.logprobs = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.lengths = torch.zeros(shape[0], dtype=torch.int64, device=device)
+        self.finished = torch.zeros(shape[0], dtype=torch.bool, device=device)
+
+    def draw(self, batch: Sequence[int]) -> None:
+        """Draw the responses with these numbers."""
+        owners = [row // self.request.options.num_responses for row in batch]
+        prompts = list(dict.fromkeys(self.request.prompts[owner].tokens for owner in owners))
+        copies = [prompts.index(self.request.prompts[owner].tokens) for owner in owners]
+        decoder = PaddedDecoder(self.backbone, prompts, copies)
+        rows = torch.tensor(batch, device=self.lengths.device)
+        while True:
+            living = self._grow(rows, self._logits(decoder.states))
+            if not len(living):
+                return
+            if len(living) < len(rows):
+                decoder.keep(living)
+                rows = rows[living]
+            decoder.step(self.tokens[rows, self.lengths[rows] - 1])
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """Logits (B, V) float32 of hidden states (B, H)."""
+        logits = nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias)
+        return cast(Tensor, self.backbone.transform(logits)) if self.backbone.transform is not None else logits.float()
+
+    def _grow(self, rows: Tensor, logits: Tensor) -> Tensor:
+        """Add a token to each of ``rows`` (B,); returns the indices within ``rows`` of those that go on."""
+        at = self.lengths[rows]
+        options = self.request.options
+        tokens, logprobs = draw(logits, self.numbers[rows, at], options.temperature, self.num_tokens)
+        if not bool(logprobs.isfinite().all()):
+            self._refuse(rows[~logprobs.isfinite()].tolist())
+        self.tokens[rows, at], self.logprobs[rows, at] = tokens, logprobs
+        self.lengths[rows] = at + 1
+        ended = self.stopping(self.tokens[rows], at + 1)
+        self.finished[rows] = ended
+        return (~ended & (at + 1 < options.max_new_tokens)).nonzero()[:, 0]
+
+    def _refuse(self, rows: Sequence[int]) -> None:
+        address = self.request.prompts[rows[0] // self.request.options.num_responses].row
+        raise FloatingPointError(
+            f"{address}: the policy's logits are not finite at token {int(self.lengths[rows[0]])} of the response "
+            f"({len(rows)} rows in all): the weights or the precision overflow"
+        )
+
+    def rollouts(self) -> Rollouts:
+        """What was drawn, cut to the longest response."""
+        num_responses, longest = self.request.options.num_responses, int(self.lengths.max())
+        groups = torch.arange(len(self.lengths), device=self.lengths.device) // num_responses
+        return Rollouts(
+            prompts=tuple(prompt for prompt in self.request.prompts for _ in range(num_responses)),
+            groups=groups,
+            tokens=self.tokens[:, :longest],
+            response_mask=torch.arange(longest, device=groups.device) < self.lengths[:, None],
+            logprobs=self.logprobs[:, :longest],
+            finished=self.finished,
+        )

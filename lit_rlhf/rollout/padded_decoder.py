@@ -1,0 +1,57 @@
+"""Decoding with the key-value cache of transformers: rows padded on the left, for any model that has such a cache.
+
+Shape letters: B living rows, P prompts, W widest prompt, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lit_rlhf.models.backbone import Backbone
+
+
+class PaddedDecoder:
+    """Hidden states of rows that grow by one token at a time.
+
+    Args:
+        backbone: computes in the role that it plays.
+        prompts: token ids of each prompt, each computed once.
+        copies: number of the prompt of each row (B).
+    """
+
+    def __init__(self, backbone: Backbone, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> None:
+        self._decoder = backbone.base.get_decoder()
+        self._cache = DynamicCache(config=backbone.base.config)
+        device = backbone.base.device
+        width = max(map(len, prompts))
+        tokens = torch.tensor([[prompt[0]] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self._mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
+        self._positions = lengths - 1
+        self.states = self._forward(tokens, (self._mask.cumsum(1) - 1).clamp_(min=0))
+        self.keep(torch.tensor(copies, device=device))
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows (int64) alone; a row may be named more than once."""
+        self._cache.batch_select_indices(rows)
+        self._mask, self._positions, self.states = self._mask[rows], self._positions[rows], self.states[rows]
+
+    def step(self, tokens: Tensor) -> None:
+        """Append tokens (B,) int64; ``states`` (B, H) become those of the new tokens."""
+        self._positions = self._positions + 1
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+        self.states = self._forward(tokens[:, None], self._positions[:, None])
+
+    def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Last hidden states (B, H) of the last column."""
+        return self._decoder(
+            input_ids=tokens,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
