@@ -32,10 +32,25 @@ what its sum is divided by: pairs (B), responses (R), lists (G) if it asks for `
 ``step_scores``                                  (N,) one number per judged step
 ``step_labels``                                  (N,) from 0 (wrong) to 1 (right)
 ==============================================  =====================================================================
+
+What learns from rollouts is called as its algorithm's page reads, from ``token_rewards`` to ``clipped_policy_loss``:
+those functions have arguments of their own, one number per scored token (N), per response (L) or per cell of padded
+responses (L, R), and settings with defaults after ``*``. Their losses are not reduced either.
 """
 
+from lit_rlhf.losses.advantages import (
+    Advantages,
+    discounted_returns,
+    gae,
+    group_advantages,
+    leave_one_out_advantages,
+    length_adaptive_lambda,
+    token_rewards,
+    whiten,
+)
 from lit_rlhf.losses.anchored import apo_down_loss, apo_zero_loss, bco_pair_loss, nca_pair_loss, sppo_hard_loss
 from lit_rlhf.losses.divergences import alpha_scores, forward_kl_scores, js_scores, reverse_kl_scores
+from lit_rlhf.losses.kl import adapted_kl_coef, kl_k1, kl_k2, kl_k2_loss, kl_k3, kl_k3_loss
 from lit_rlhf.losses.marks import (
     allows_divergence,
     averaged_over_chosen_tokens,
@@ -43,6 +58,13 @@ from lit_rlhf.losses.marks import (
     is_divergence_allowed,
     is_whole_batch,
     whole_batch,
+)
+from lit_rlhf.losses.policy_gradient import (
+    PolicyLoss,
+    clipped_policy_loss,
+    importance_weights,
+    reinforce_loss,
+    sequence_policy_loss,
 )
 from lit_rlhf.losses.preference import (
     PreferenceStatistics,
@@ -68,11 +90,26 @@ from lit_rlhf.losses.reward import (
     step_loss,
     tied_bradley_terry_loss,
 )
+from lit_rlhf.losses.score_shaping import (
+    Moments,
+    clipped_scores,
+    normalised_scores,
+    overlong_penalty,
+    penalised_scores,
+    replaced_scores,
+    updated_moments,
+)
 from lit_rlhf.losses.transport import aot_loss, aot_unpaired_loss
+from lit_rlhf.losses.values import ValueLoss, clipped_value_loss, explained_variance
 from lit_rlhf.losses.weighting import ld_token_weights, wpo_weights
 
 __all__ = [
+    "Advantages",
+    "Moments",
+    "PolicyLoss",
     "PreferenceStatistics",
+    "ValueLoss",
+    "adapted_kl_coef",
     "allows_divergence",
     "alpha_scores",
     "aot_loss",
@@ -83,28 +120,49 @@ __all__ = [
     "bco_pair_loss",
     "bradley_terry_loss",
     "centring_loss",
+    "clipped_policy_loss",
+    "clipped_scores",
+    "clipped_value_loss",
     "conservative_loss",
     "cpo_loss",
     "davidson_loss",
     "discopop_loss",
+    "discounted_returns",
     "exo_pair_loss",
+    "explained_variance",
     "forward_kl_scores",
+    "gae",
+    "group_advantages",
     "hinge_loss",
     "huber_loss",
+    "importance_weights",
     "ipo_loss",
     "is_averaged_over_chosen_tokens",
     "is_divergence_allowed",
     "is_whole_batch",
     "js_scores",
+    "kl_k1",
+    "kl_k2",
+    "kl_k2_loss",
+    "kl_k3",
+    "kl_k3_loss",
     "ld_token_weights",
+    "leave_one_out_advantages",
+    "length_adaptive_lambda",
     "nca_pair_loss",
+    "normalised_scores",
     "odpo_loss",
     "orpo_loss",
+    "overlong_penalty",
+    "penalised_scores",
     "plackett_luce_loss",
     "preference_statistics",
     "regression_loss",
+    "reinforce_loss",
+    "replaced_scores",
     "reverse_kl_scores",
     "robust_loss",
+    "sequence_policy_loss",
     "sft_loss",
     "sigmoid_loss",
     "sigmoid_norm_loss",
@@ -112,6 +170,9 @@ __all__ = [
     "sppo_hard_loss",
     "step_loss",
     "tied_bradley_terry_loss",
+    "token_rewards",
+    "updated_moments",
+    "whiten",
     "whole_batch",
     "wpo_weights",
 ]
