@@ -11,7 +11,7 @@ from datamodules import PreferenceDataModule
 from lit_rlhf.models.building import build_backbone
 from lit_rlhf.models.heads.reward_model import add_reward_model, build_reward_model, load_reward_model
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
-from lit_rlhf.rewards.model import ModelReward, closing_tokens, refuse_other_tokenizer
+from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rewards.reward import Sample
 from lit_rlhf.types import Forest, Segment
 
@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused(run, policy, tiny_llama, tmp_path):
         add_reward_model(policy, run)
 
 
-def samples_of(batch, tokenizer, stops=()):
+def drawn(batch, stops=()):
     """What a policy would have written: the responses of a batch, up to the token that ends them."""
     found = []
     for part in batch.micro_batches:
@@ -125,9 +125,10 @@ ROWS = [
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("placement", ["backbone", "separate"])
 @pytest.mark.parametrize("template", [None, CHATML])
 @pytest.mark.parametrize("token_budget", [1, 8192])
-def test_sampled_tokens_score_as_their_text_does(template, token_budget, run, policy, tiny_tokenizer):
+def test_sampled_tokens_score_as_their_text_does(template, token_budget, placement, run, policy, tiny_tokenizer):
     tokenizer = deepcopy(tiny_tokenizer)
     if template:
         tokenizer.chat_template = template
@@ -135,49 +136,47 @@ def test_sampled_tokens_score_as_their_text_does(template, token_budget, run, po
     (part,) = batch.micro_batches
     wanted = load_reward_model(run).scores(part.forest)
     stops = [tokenizer.eos_token_id]
-    reward = ModelReward(add_reward_model(policy, run), tokenizer, tokenizer, stops, False, token_budget)
-    assert bool(reward.closing) == (template is not None)
-    found = reward(samples_of(batch, tokenizer, stops))
-    torch.testing.assert_close(torch.tensor(found), wanted, rtol=1e-5, atol=1e-5)
-    normalised = ModelReward(reward.model, tokenizer, tokenizer, stops, True)
-    torch.testing.assert_close(
-        torch.tensor(normalised(samples_of(batch, tokenizer, stops))), (wanted - 0.5) / 2, rtol=1e-5, atol=1e-5
-    )
+    reward = ModelReward(str(run), normalise=False, placement=placement, token_budget=token_budget)
+    reward.attach(policy, tokenizer, stops)
+    assert ("reward" in policy.model.peft_config) == (placement == "backbone")
+    torch.testing.assert_close(torch.tensor(reward(drawn(batch, stops))), wanted, rtol=1e-5, atol=1e-5)
+    assert reward.spread == (0.0, 1.0)
+    normalised = ModelReward(load_reward_model(run))
+    normalised.attach(policy, tokenizer, stops)
+    assert normalised.spread == (0.5, 2.0)
+    found = torch.tensor(normalised(drawn(batch, stops)))
+    torch.testing.assert_close(found, (wanted - 0.5) / 2, rtol=1e-5, atol=1e-5)
 
 
-def test_a_response_that_was_cut_gets_no_end(run, tiny_tokenizer):
-    tokenizer = deepcopy(tiny_tokenizer)
-    tokenizer.chat_template = CHATML
-    assert tokenizer.decode(closing_tokens(tokenizer, [tokenizer.eos_token_id])) == "\n"
-    reward = ModelReward(load_reward_model(run), tokenizer, tokenizer, [tokenizer.eos_token_id], normalise=False)
-    cut = Sample("", "", ({"role": "user", "content": "x"},), [7, 8], [9, 10])
-    (segments,) = [reward._segments([cut])]
-    assert [segment.tokens for segment in segments] == [[7, 8], [9, 10]]
-    tokenizer.chat_template = None
-    assert closing_tokens(tokenizer, [tokenizer.eos_token_id]) == []
+def attached(model, policy, tokenizer, **options):
+    reward = ModelReward(model, **options)
+    reward.attach(policy, tokenizer, [tokenizer.eos_token_id])
+    return reward
 
 
-def test_another_tokenizer_is_refused(run, tiny_tokenizer):
-    other = deepcopy(tiny_tokenizer)
-    other.add_tokens(["<tool>"])
-    message = r"tokenizer differs from the policy's: '<tool>' is no token in one and 3\d\d in the other \(1 differ\)"
-    with pytest.raises(ValueError, match=message):
-        ModelReward(load_reward_model(run), tiny_tokenizer, other, [2])
-    refuse_other_tokenizer(tiny_tokenizer, deepcopy(tiny_tokenizer))
-
-
-def test_scores_that_are_no_numbers_are_refused(run, tiny_tokenizer):
+def test_scores_that_are_no_numbers_are_refused(run, policy, tiny_tokenizer):
     model = load_reward_model(run)
     model.score.weight.data.fill_(torch.nan)
-    reward = ModelReward(model, tiny_tokenizer, tiny_tokenizer, [2], normalise=False)
-    with pytest.raises(ValueError, match="train:3: the reward model gives the score nan"):
+    reward = attached(model, policy, tiny_tokenizer, normalise=False)
+    with pytest.raises(ValueError, match="train:3: reward .* gave nan; it must give a finite number"):
         reward([Sample("", "", (), [7, 8], [9, 10], row="train:3")])
     with pytest.raises(ValueError, match="train:4: prompt and response need a token each"):
         reward([Sample("", "", (), [7, 8], [], row="train:4")])
 
 
-def test_an_unknown_spread_is_refused_at_once(run, tiny_tokenizer):
+def test_an_unknown_spread_is_refused_at_once(run, policy, tiny_tokenizer):
     model = load_reward_model(run)
     model.score.std.fill_(torch.nan)
+    assert attached(model, policy, tiny_tokenizer).spread == (0.0, 1.0)
     with pytest.raises(ValueError, match=r"train it with data\.validation set"):
-        ModelReward(model, tiny_tokenizer, tiny_tokenizer, [2])
+        attached(model, policy, tiny_tokenizer, normalise=True)
+
+
+def test_a_second_reward_model_gets_a_base_of_its_own(run, policy, tiny_tokenizer):
+    samples = [Sample("", "", (), [7, 8], [9, 10]), Sample("", "", (), [7, 8], [11])]
+    first, second = (attached(str(run), policy, tiny_tokenizer) for _ in range(2))
+    assert first.scorer.model.backbone is policy
+    assert second.scorer.model.backbone is not policy
+    assert first(samples) == pytest.approx(second(samples), abs=1e-5)
+    with pytest.raises(ValueError, match="cannot lie on the policy's backbone: another reward model lies there"):
+        attached(str(run), policy, tiny_tokenizer, placement="backbone")

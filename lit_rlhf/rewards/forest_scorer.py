@@ -1,0 +1,102 @@
+"""A reward model of this package as a scorer: texts to forests, what several share computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from lit_rlhf.models.heads.reward_model import RewardModel
+from lit_rlhf.ranks import gather_rows
+from lit_rlhf.types import Forest, Segment
+
+Rows = Sequence[tuple[str, list[int]]]
+"""Texts in tokens, each behind the name of its group: those of one group begin alike."""
+
+
+class ForestScorer:
+    """Scores texts by a reward model.
+
+    Args:
+        model: with a base of its own, or on the policy's backbone.
+        normalise: give scores in standard deviations from the mean of its validation data.
+    """
+
+    def __init__(self, model: RewardModel, normalise: bool) -> None:
+        self.module: nn.Module = model
+        self.model = model
+        self.normalise = normalise
+
+    def __call__(self, rows: Rows, token_budget: int) -> list[float]:
+        """Score texts.
+
+        Args:
+            rows: at least one token each; the ends are scored.
+            token_budget: tokens of one forward pass, those that a group shares counted once; a longer text gets one to
+                itself.
+
+        Returns:
+            One number per text, in their order.
+        """
+        batches = list(_batches(rows, token_budget))
+        scores = [score for batch in batches for score in self._scores(batch)]
+        for _ in range(self._most_passes(len(batches)) - len(batches)):
+            self._scores([("", [0])])
+        return scores
+
+    def _scores(self, rows: Rows) -> list[float]:
+        forest = Forest.pack(tree for _, group in groupby(rows, key=lambda row: row[0]) for tree in _trees(group))
+        scores = self.model.scores(forest.to(self.model.score.weight.device), normalise=self.normalise)
+        return [float(score) for score in scores.tolist()]
+
+    def _most_passes(self, number: int) -> int:
+        """Forward passes of the rank that has most: over a sharded backbone all ranks must take part in each."""
+        if not any(isinstance(parameter, DTensor) for parameter in self.model.parameters()):
+            return number
+        counts, _ = gather_rows(torch.tensor([[number]], device=self.model.score.weight.device))
+        return int(counts.max())
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Tokens that two rows begin with.
+
+    Example:
+        >>> common_prefix([1, 2, 3], [1, 2, 4, 5])
+        2
+    """
+    differing = (at for at, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
+    return next(differing, min(len(first), len(second)))
+
+
+def _batches(rows: Rows, token_budget: int) -> Iterator[Rows]:
+    """Rows in their order, as many at a time as the budget holds."""
+    batch: list[tuple[str, list[int]]] = []
+    room = token_budget
+    for group, tokens in rows:
+        shared = common_prefix(batch[-1][1], tokens) if batch and batch[-1][0] == group else 0
+        if batch and len(tokens) - shared > room:
+            yield batch
+            batch, room, shared = [], token_budget, 0
+        batch.append((group, tokens))
+        room -= len(tokens) - shared
+    if batch:
+        yield batch
+
+
+def _trees(group: Iterator[tuple[str, list[int]]]) -> Iterator[list[Segment]]:
+    """One tree of texts that begin alike, or a tree for each where they do not."""
+    rows = [tokens for _, tokens in group]
+    first, last = min(rows), max(rows)  # in the order of lists: what these two share, all share
+    shared = min(common_prefix(first, last), min(map(len, rows)) - 1)
+    if len(rows) == 1 or shared < 1:
+        yield from ([_segment(tokens)] for tokens in rows)
+    else:
+        yield [_segment(rows[0][:shared]), *(_segment(tokens[shared:], parent=0) for tokens in rows)]
+
+
+def _segment(tokens: list[int], parent: int = -1) -> Segment:
+    """No token is marked, as a score is read at the ends."""
+    return Segment(tokens, [False] * len(tokens), parent)
