@@ -1,8 +1,8 @@
-"""A small policy that learns pairs in anyone's Trainer: what the callbacks watch."""
+"""What the callbacks watch: a small policy that learns pairs in anyone's Trainer, and an algorithm with rollouts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torch.nn.functional import logsigmoid
 from torch.utils.data import DataLoader
 
 from lit_rlhf.algorithms.reward import RewardModule
+from lit_rlhf.callbacks.iterations import iterations_done
+from lit_rlhf.metrics.phases import Phases
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.building import build_backbone
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
@@ -50,6 +52,87 @@ class Policy(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.AdamW([weight for weight in self.parameters() if weight.requires_grad], lr=0.01)
+
+
+class Rollouts(LightningModule):
+    """Plays an algorithm with rollouts: two optimizer steps on random targets in each iteration.
+
+    It logs row ``iteration`` of ``logged`` and answers each held-out prompt with a number.
+    """
+
+    def __init__(self, logged: Sequence[dict[str, float]] = ()) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.phases = Phases()
+        self.logged = logged
+        self.weight = torch.nn.Parameter(torch.zeros(3))
+        self.iterations: list[int] = []
+
+    def training_step(self, batch, batch_idx):
+        iteration = iterations_done(self.trainer)
+        self.iterations.append(iteration)
+        optimizer = self.optimizers()
+        with self.phases("rollout"):
+            target = torch.randn(3)
+            self.phases.progress(3, 3)
+        with self.phases("update"):
+            for _ in range(2):
+                optimizer.zero_grad()
+                self.manual_backward((self.weight - target).square().sum())
+                optimizer.step()
+        if iteration < len(self.logged):
+            self.log_dict(self.logged[iteration])
+
+    def validation_step(self, batch, batch_idx):
+        iteration = iterations_done(self.trainer)
+        self.log("val/score", torch.tensor(float(iteration % 3)), batch_size=len(batch))
+        return [
+            {
+                "prompt": prompt,
+                "response": f"answer {iteration}",
+                "score": iteration + 0.5,
+                "rewards": {"kind": 1.0},
+                "kl": 0.25 * iteration,
+                "length": 7,
+                "finished": True,
+            }
+            for prompt in batch
+        ]
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def rollouts() -> type[Rollouts]:
+    """``rollouts(logged)``: a module that plays an algorithm with rollouts."""
+    return Rollouts
+
+
+@pytest.fixture
+def iterate(tmp_path: Path) -> Callable[..., Trainer]:
+    """``iterate(module, *callbacks, num=3, **options)``: so many iterations an epoch, in ``tmp_path``."""
+
+    def run(module: LightningModule, *callbacks: Any, num: int = 3, ckpt_path: Any = None, **options: Any) -> Trainer:
+        settings: dict[str, Any] = {
+            "accelerator": "cpu",
+            "max_epochs": 1,
+            "logger": False,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+            "limit_val_batches": 0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+        }
+        trainer = Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), **{**settings, **options})
+        own = torch.Generator()  # else every pass over the data draws a number from that of training
+        prompts = DataLoader([list(PROMPTS[:2]), list(PROMPTS[2:])], batch_size=None, generator=own)
+        batches = DataLoader(range(num), generator=own)
+        trainer.fit(module, batches, prompts, ckpt_path=ckpt_path, weights_only=True)
+        return trainer
+
+    return run
 
 
 @pytest.fixture

@@ -1,0 +1,96 @@
+"""Checkpoints between iterations, for algorithms that take many optimizer steps in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lit_rlhf.callbacks.health import is_healthy
+from lit_rlhf.callbacks.iterations import iterations_done
+
+
+class IterationCheckpoint(ModelCheckpoint):
+    """Saves ``iteration-<n>.ckpt`` and ``last.ckpt`` when an iteration has ended, never inside one.
+
+    ModelCheckpoint counts optimizer steps: an iteration takes several, or none where its updates were cut short, and
+    whether their number is ever a multiple of what was asked for is luck.
+
+    ``last.ckpt`` is always the newest state. It is saved every so many iterations, after the last one of an epoch or of
+    the run, and after each validation, whose results it then holds. ``iteration-<n>.ckpt`` is the newest state in
+    which all bands of :class:`lit_rlhf.callbacks.health.HealthBands` held, or with ``monitor`` the best ones.
+
+    Args:
+        dirpath: folder of the checkpoints; None = where Lightning puts them.
+        every_n_iterations: how often.
+        monitor: name of a logged metric that says which states are best; one that begins with ``val`` is looked at
+            after each validation, any other one after each saved iteration. None = the newest.
+        mode: whether the highest or the lowest value is best.
+        save_top_k: how many numbered states to keep: 0 none, -1 all; without ``monitor`` nothing else than -1, 0, 1.
+
+    Raises:
+        ValueError: if ``every_n_iterations`` is less than 1.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        every_n_iterations: int = 1,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "max",
+        save_top_k: int = 1,
+    ) -> None:
+        if every_n_iterations < 1:
+            raise ValueError(f"every_n_iterations is {every_n_iterations}; it is at least 1")
+        super().__init__(
+            dirpath,
+            "iteration-{iteration}",
+            monitor,
+            mode=mode,
+            save_top_k=save_top_k,
+            save_last=True,
+            auto_insert_metric_name=False,
+            every_n_train_steps=0,  # Lightning's own triggers stay off
+            enable_version_counter=False,
+        )
+        self.every_n_iterations = every_n_iterations
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is due."""
+        if iterations_done(trainer) % self.every_n_iterations == 0 or _is_last(trainer):
+            self._save(trainer, is_ranked=not self._waits_for_validation)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was measured with the state that it was measured on."""
+        if not trainer.sanity_checking:
+            self._save(trainer, is_ranked=self._waits_for_validation)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save nothing: the last iteration of the epoch has done so."""
+
+    @property
+    def _waits_for_validation(self) -> bool:
+        return self.monitor is not None and self.monitor.startswith("val")
+
+    def _save(self, trainer: Trainer, is_ranked: bool) -> None:
+        if trainer.state.fn != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        candidates = self._monitor_candidates(trainer)
+        if is_ranked and (self.monitor or is_healthy(trainer)):
+            self._save_topk_checkpoint(trainer, candidates)
+        self._save_last_checkpoint(trainer, candidates)
+
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+        return {**super()._monitor_candidates(trainer), "iteration": torch.tensor(iterations_done(trainer))}
+
+
+def _is_last(trainer: Trainer) -> bool:
+    """Whether the iteration that has just ended is the last one of its epoch or of the run."""
+    reached = 0 <= trainer.max_steps <= trainer.global_step
+    return reached or trainer.should_stop or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch

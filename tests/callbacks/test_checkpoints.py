@@ -1,0 +1,114 @@
+"""Checkpoints between iterations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lit_rlhf.callbacks.bands import Band, Limit
+from lit_rlhf.callbacks.checkpoints import IterationCheckpoint
+from lit_rlhf.callbacks.health import HealthBands
+from lit_rlhf.callbacks.random_state import RandomState
+
+NUM = 3
+"""Iterations of an epoch; the runs here have two epochs."""
+
+
+def go(iterate, module, folder, *callbacks, ckpt_path=None, max_epochs=2, **options):
+    validating = options.pop("limit_val_batches", 0)
+    keep = IterationCheckpoint(folder, **options)
+    settings = {"enable_checkpointing": True, "limit_val_batches": validating, "max_epochs": max_epochs}
+    iterate(module, RandomState(), *callbacks, keep, num=NUM, ckpt_path=ckpt_path, **settings)
+    return keep
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def whole(iterate, rollouts, tmp_path):
+    """The weights at the end of an unbroken run, which leaves a checkpoint of each iteration."""
+    torch.manual_seed(0)
+    module = rollouts()
+    go(iterate, module, tmp_path / "all", save_top_k=-1)
+    return module.weight.detach()
+
+
+@pytest.mark.parametrize("done", range(1, 2 * NUM))
+def test_a_run_goes_on_from_every_iteration_as_if_nothing_had_happened(done, whole, iterate, rollouts, tmp_path):
+    torch.manual_seed(99)
+    module = rollouts()
+    go(iterate, module, tmp_path / "again", ckpt_path=tmp_path / "all" / f"iteration-{done}.ckpt", save_top_k=-1)
+    assert module.iterations == list(range(done, 2 * NUM))
+    assert torch.equal(module.weight, whole)
+    assert names(tmp_path / "again") == [*(f"iteration-{n}.ckpt" for n in range(done + 1, 2 * NUM + 1)), "last.ckpt"]
+
+
+@pytest.mark.parametrize("fails_at", range(1, 2 * NUM))
+def test_last_is_where_a_killed_run_was(fails_at, whole, iterate, rollouts, tmp_path):
+    class Killed(rollouts):
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+            if self.iterations[-1] == fails_at:
+                raise KeyError
+
+    folder = tmp_path / "killed"
+    torch.manual_seed(0)
+    with pytest.raises(KeyError):
+        go(iterate, Killed(), folder)
+    assert names(folder) == [f"iteration-{fails_at}.ckpt", "last.ckpt"]
+    module = rollouts()
+    go(iterate, module, folder, ckpt_path="last")
+    assert module.iterations == list(range(fails_at, 2 * NUM))
+    assert torch.equal(module.weight, whole)
+
+
+def test_a_validation_is_kept_with_what_it_measured(iterate, rollouts, tmp_path, whole):
+    folder = tmp_path / "best"
+    torch.manual_seed(0)
+    go(iterate, rollouts(), folder, monitor="val/score", limit_val_batches=1, max_epochs=1)
+    assert names(folder) == ["iteration-3.ckpt", "last.ckpt"], "val/score is known after the third iteration only"
+    module = rollouts()
+    go(iterate, module, folder, ckpt_path="last", monitor="val/score", limit_val_batches=1)
+    assert module.iterations == [3, 4, 5]
+    assert torch.equal(module.weight, whole)
+
+
+def test_the_best_ones(iterate, rollouts, tmp_path):
+    logged = [{"rollout/score": score} for score in (1.0, 5.0, 2.0, 4.0, 3.0, 0.0)]
+    keep = go(iterate, rollouts(logged), tmp_path / "best", monitor="rollout/score", save_top_k=2)
+    assert names(tmp_path / "best") == ["iteration-2.ckpt", "iteration-4.ckpt", "last.ckpt"]
+    assert keep.best_model_path.endswith("iteration-2.ckpt")
+
+
+def test_every_so_many_iterations_and_the_last_ones(iterate, rollouts, tmp_path):
+    go(iterate, rollouts(), tmp_path / "some", every_n_iterations=2, save_top_k=-1)
+    assert names(tmp_path / "some") == [*(f"iteration-{n}.ckpt" for n in (2, 3, 4, 6)), "last.ckpt"]
+    with pytest.raises(ValueError, match="every_n_iterations is 0"):
+        IterationCheckpoint(every_n_iterations=0)
+
+
+def test_an_iteration_without_an_optimizer_step_is_saved_too(iterate, rollouts, tmp_path):
+    class Cut(rollouts):
+        def training_step(self, batch, batch_idx):
+            self.iterations.append(batch_idx)
+
+    go(iterate, Cut(), tmp_path / "cut", save_top_k=-1, max_epochs=1)
+    assert names(tmp_path / "cut") == ["iteration-1.ckpt", "iteration-2.ckpt", "iteration-3.ckpt", "last.ckpt"]
+
+
+def test_the_numbered_state_is_the_newest_healthy_one(iterate, rollouts, tmp_path):
+    logged = [{"rollout/kl": kl} for kl in (1.0, 1.0, 9.0, 9.0, 9.0, 9.0)]
+    bands = HealthBands([Band("kl", [Limit("rollout/kl", above=5.0)], "lower it", patience=2)])
+    go(iterate, rollouts(logged), tmp_path / "ill", bands)
+    assert names(tmp_path / "ill") == ["iteration-2.ckpt", "last.ckpt"]
+    state = torch.load(tmp_path / "ill" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 12
+
+
+def test_a_run_that_is_stopped_is_saved(iterate, rollouts, tmp_path, capfd):
+    logged = [{"rollout/kl": 9.0}] * 6
+    bands = HealthBands([Band("kl", [Limit("rollout/kl", above=5.0)], "lower it", patience=1)], action="stop")
+    go(iterate, rollouts(logged), tmp_path / "ill", bands, every_n_iterations=5)
+    assert names(tmp_path / "ill") == ["last.ckpt"]
