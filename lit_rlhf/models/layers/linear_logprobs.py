@@ -10,14 +10,19 @@ Gimelshein, arXiv 1805.02867). While W is frozen the gradient of each log-probab
 
 needs no knowledge of the loss: it is one more such sum, formed in the forward while a tile's logits are at hand, and
 scaled by the incoming gradient in the backward. That is two matrix products where recomputing the logits takes three.
-The target stays out of the sums, so that 1 - p_y keeps its digits where p_y is nearly 1. When W itself is trained, the
-backward recomputes the tiles.
+The target stays out of the sums, so that 1 - p_y keeps its digits where p_y is nearly 1. The entropy's gradient,
+
+    d entropy / d h = - sum over v of p_v (z_v - E[z]) t_v W_v,
+
+is one sum more, asked for where the entropy is part of a loss. When W itself is trained, the backward recomputes the
+tiles.
 
 Shape letters: N scored tokens, H hidden size, V vocabulary; C rows and U columns of a tile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from math import isqrt
 from typing import Any, NamedTuple
@@ -67,7 +72,8 @@ class TokenLogprobs(NamedTuple):
 
     Args:
         logprobs: (N,) log-probability of the token that stands there, in nats. Carries the gradient.
-        entropy: (N,) entropy of the distribution, in nats, detached; empty where not asked for.
+        entropy: (N,) entropy of the distribution, in nats; detached unless its gradient was asked for; empty where not
+            asked for at all.
         log_sum_squares: (N,) log of the sum of squared probabilities (the expected probability of a sample, which
             WPO divides by), detached; empty where not asked for.
     """
@@ -86,6 +92,7 @@ def linear_logprobs(
     transform: LogitTransform | None = None,
     with_entropy: bool = False,
     with_log_sum_squares: bool = False,
+    entropy_gradient: bool = False,
 ) -> TokenLogprobs:
     """Log-probabilities of ``targets`` under the language-model head.
 
@@ -97,6 +104,7 @@ def linear_logprobs(
         transform: what the model does to its logits besides.
         with_entropy: also return entropies.
         with_log_sum_squares: also return the logs of the sums of squared probabilities.
+        entropy_gradient: also return entropies, which carry their gradient, as an entropy bonus needs them.
 
     Raises:
         ValueError: if the shapes do not belong together.
@@ -111,53 +119,54 @@ def linear_logprobs(
             f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and targets {tuple(targets.shape)} do not fit"
             " (N, H), (V, H) and (N,)"
         )
-    transform = transform or LogitTransform()
-    logprobs, entropy, log_sum_squares = _LinearLogprobs.apply(
-        hidden, weight, bias, targets, transform, with_entropy, with_log_sum_squares
-    )
+    with_entropy = with_entropy or entropy_gradient
+    asked = _Asked(transform or LogitTransform(), with_entropy, with_log_sum_squares, entropy_gradient)
+    logprobs, entropy, log_sum_squares = _LinearLogprobs.apply(hidden, weight, bias, targets, asked)
     none = logprobs.new_empty(0)
     return TokenLogprobs(logprobs, entropy if with_entropy else none, log_sum_squares if with_log_sum_squares else none)
+
+
+class _Asked(NamedTuple):
+    """What a call asked for: the transform of the logits, and which numbers besides the log-probabilities."""
+
+    transform: LogitTransform
+    entropy: bool
+    log_sum_squares: bool
+    entropy_gradient: bool
 
 
 class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        transform: LogitTransform,
-        with_entropy: bool,
-        with_log_sum_squares: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, asked: _Asked
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
-        with_gradient = needs_hidden and not needs_weight
-        unit_gradient = torch.empty_like(hidden) if with_gradient else hidden[:0]
+        num_gradients = (1 + asked.entropy_gradient) if needs_hidden and not needs_weight else 0
+        unit_gradients = [torch.empty_like(hidden) for _ in range(num_gradients)]
         columns = torch.empty(4, hidden.shape[0], dtype=torch.float32, device=hidden.device)
         row_tiles, column_tiles = _tiles(hidden, weight)
         for rows in row_tiles:
-            sums = _Sums(hidden[rows], targets[rows], transform, with_gradient, with_entropy, with_log_sum_squares)
+            sums = _Sums(hidden[rows], targets[rows], asked, num_gradients)
             for part in column_tiles:
                 sums.add(part, weight[part], None if bias is None else bias[part])
             columns[:, rows] = sums.columns()
-            if with_gradient:
-                unit_gradient[rows] = sums.unit_gradient(weight).to(hidden.dtype)
+            for unit_gradient, gradient in zip(unit_gradients, sums.unit_gradients(weight), strict=True):
+                unit_gradient[rows] = gradient.to(hidden.dtype)
         logprobs, entropy, log_sum_squares, log_norm = columns.unbind()
-        ctx.mark_non_differentiable(entropy, log_sum_squares)
-        ctx.transform = transform
-        if with_gradient:
-            ctx.save_for_backward(unit_gradient)
-        elif needs_weight:
-            ctx.save_for_backward(hidden, weight, bias, targets, log_norm)
+        ctx.mark_non_differentiable(*([] if asked.entropy_gradient else [entropy]), log_sum_squares)
+        ctx.asked, ctx.is_head_trained = asked, needs_weight
+        if needs_weight:
+            ctx.save_for_backward(hidden, weight, bias, targets, log_norm, entropy)
+        else:
+            ctx.save_for_backward(*unit_gradients)
         return logprobs, entropy, log_sum_squares
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if len(ctx.saved_tensors) == 1:
-            (unit_gradient,) = ctx.saved_tensors
-            return (unit_gradient * gradient[:, None]).to(unit_gradient.dtype), None, None, None, None, None, None
-        return (*_recomputed_gradients(ctx, gradient), None, None, None, None)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.is_head_trained:
+            return (*_recomputed_gradients(ctx, *gradients[:2]), None, None)
+        parts = [unit * gradient[:, None] for unit, gradient in zip(ctx.saved_tensors, gradients, strict=False)]
+        return (sum(parts[1:], parts[0]).to(ctx.saved_tensors[0].dtype), None, None, None, None)
 
 
 class _Sums:
@@ -168,77 +177,94 @@ class _Sums:
     Args:
         hidden: (C, H).
         targets: (C,) int64.
-        transform: of the logits.
-        with_gradient: whether :meth:`unit_gradient` will be read.
-        with_entropy: whether entropies will be read.
-        with_log_sum_squares: whether logs of sums of squares will be.
+        asked: what will be read.
+        num_gradients: how many :meth:`unit_gradients` will be read: none, the log-probability's, the entropy's too.
     """
 
-    def __init__(
-        self,
-        hidden: Tensor,
-        targets: Tensor,
-        transform: LogitTransform,
-        with_gradient: bool,
-        with_entropy: bool,
-        with_log_sum_squares: bool,
-    ) -> None:
-        self.hidden, self.targets, self.transform = hidden, targets, transform
-        self.with_entropy, self.with_log_sum_squares = with_entropy, with_log_sum_squares
+    def __init__(self, hidden: Tensor, targets: Tensor, asked: _Asked, num_gradients: int) -> None:
+        self.hidden, self.targets, self.asked = hidden, targets, asked
         rows = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
-        self.peak, self.target = torch.full_like(rows, -torch.inf), rows
+        # The lowest number and not -inf, which times a sum of 0 would be NaN.
+        self.peak, self.target = torch.full_like(rows, torch.finfo(torch.float32).min), rows
         self.others, self.energy, self.squares = rows.clone(), rows.clone(), rows.clone()
-        self.pull = torch.zeros_like(hidden, dtype=torch.float32) if with_gradient else None
+        self.pulls = [torch.zeros_like(hidden, dtype=torch.float32) for _ in range(num_gradients)]
 
     def add(self, part: slice, weight: Tensor, bias: Tensor | None) -> None:
         """Add the words ``part``, whose rows of the head's weight (U, H) and bias (U,) are given."""
-        logits = self.transform(_linear(self.hidden, weight, bias))
+        logits = self.asked.transform(_linear(self.hidden, weight, bias))
         index, inside = _inside(self.targets, part)
         self.target = torch.where(inside, logits.gather(1, index), self.target[:, None])[:, 0]
         peak = torch.maximum(self.peak, logits.amax(dim=-1))
-        shrink, self.peak = torch.exp(self.peak - peak), peak
-        terms = torch.exp(logits - peak[:, None])
+        drop, self.peak = self.peak - peak, peak
+        shrink = torch.exp(drop)
+        depths = logits - peak[:, None]
+        terms = torch.exp(depths)
         terms.scatter_(1, index, terms.gather(1, index).masked_fill_(inside, 0.0))
+        if self.asked.entropy:  # depths are measured from the peak, so those of earlier tiles grow as it rises
+            self.energy.add_(drop * self.others).mul_(shrink).add_(torch.linalg.vecdot(terms, depths))
         self.others.mul_(shrink).add_(terms.sum(-1))
-        if self.with_entropy:
-            self.energy.mul_(shrink).add_(torch.linalg.vecdot(terms, logits))
-        if self.with_log_sum_squares:
+        if self.asked.log_sum_squares:
             self.squares.mul_(shrink**2).add_(torch.linalg.vecdot(terms, terms))
-        if self.pull is not None:
-            terms = self.transform.chain(terms, logits)
-            self.pull.mul_(shrink[:, None]).add_(terms.to(weight.dtype) @ weight)
+        if self.pulls:
+            self._pull(self.asked.transform.chain(terms, logits), depths, drop, weight)
+
+    def _pull(self, terms: Tensor, depths: Tensor, drop: Tensor, weight: Tensor) -> None:
+        """Add to the sums over rows of the weight that gradients are made of. Overwrites ``depths``."""
+        drop, shrink = drop[:, None], torch.exp(drop)[:, None]
+        pull, *energy_pulls = self.pulls
+        for energy_pull in energy_pulls:
+            energy_pull.add_(drop * pull).mul_(shrink).add_(depths.mul_(terms).to(weight.dtype) @ weight)
+        pull.mul_(shrink).add_(terms.to(weight.dtype) @ weight)
 
     def columns(self) -> Tensor:
         """(4, C) log-probability of the target, entropy, log of the sum of squared probabilities, log of the norm."""
-        own = torch.exp(self.target - self.peak)
-        total = self.others + own
+        own, total = self._own_and_total()
         log_total = total.log()
-        log_norm = self.peak + log_total
-        entropy = log_norm - (self.energy + own * self.target) / total
         log_sum_squares = (self.squares + own**2).log() - 2.0 * log_total
-        return torch.stack([self.target - self.peak - log_total, entropy, log_sum_squares, log_norm])
+        entropy = log_total - self._mean_depth()
+        return torch.stack([self.target - self.peak - log_total, entropy, log_sum_squares, self.peak + log_total])
 
-    def unit_gradient(self, weight: Tensor) -> Tensor:
-        """(C, H) float32, gradient of the log-probability of the target with respect to the hidden state."""
-        assert self.pull is not None
-        total = self.others + torch.exp(self.target - self.peak)
-        push = self.transform.chain(self.others / total, self.target)
-        return push[:, None] * weight[self.targets] - self.pull / total[:, None]
+    def unit_gradients(self, weight: Tensor) -> Iterator[Tensor]:
+        """(C, H) float32 each, gradients with respect to the hidden state: of the log-probability, of the entropy."""
+        if not self.pulls:
+            return
+        (own, total), mean, chain = self._own_and_total(), self._mean_depth(), self.asked.transform.chain
+        (pull, *energy_pulls), target_weight = self.pulls, weight[self.targets]
+        yield chain(self.others / total, self.target)[:, None] * target_weight - pull / total[:, None]
+        for energy_pull in energy_pulls:
+            push = chain(own * (self.target - self.peak - mean) / total, self.target)
+            yield (mean[:, None] * pull - energy_pull) / total[:, None] - push[:, None] * target_weight
+
+    def _own_and_total(self) -> tuple[Tensor, Tensor]:
+        """(C,) exp(z - peak) of the target, and its sum over all words."""
+        own = torch.exp(self.target - self.peak)
+        return own, self.others + own
+
+    def _mean_depth(self) -> Tensor:
+        """(C,) expectation of z - peak, at most 0."""
+        own, total = self._own_and_total()
+        return (self.energy + own * (self.target - self.peak)) / total
 
 
-def _recomputed_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _recomputed_gradients(
+    ctx: Any, gradient: Tensor, entropy_gradient: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of hidden states, weight and bias for a head that is trained."""
-    hidden, weight, bias, targets, log_norm = ctx.saved_tensors
+    hidden, weight, bias, targets, log_norm, entropy = ctx.saved_tensors
     wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
     hidden_gradient = torch.zeros_like(hidden, dtype=torch.float32) if wants_hidden else None
     weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
     bias_gradient = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
     row_tiles, column_tiles = _tiles(hidden, weight)
     for rows, part in product(row_tiles, column_tiles):
-        logits = ctx.transform(_linear(hidden[rows], weight[part], None if bias is None else bias[part]))
+        logits = ctx.asked.transform(_linear(hidden[rows], weight[part], None if bias is None else bias[part]))
         index, inside = _inside(targets[rows], part)
-        unit = torch.exp(logits - log_norm[rows, None]).neg_().scatter_add_(1, index, inside.float())
-        logit_gradient = ctx.transform.chain(unit, logits) * gradient[rows, None]
+        logprobs = logits - log_norm[rows, None]
+        probs = torch.exp(logprobs)
+        unit = torch.neg(probs).scatter_add_(1, index, inside.float()) * gradient[rows, None]
+        if ctx.asked.entropy_gradient:
+            unit -= probs * (logprobs + entropy[rows, None]) * entropy_gradient[rows, None]
+        logit_gradient = ctx.asked.transform.chain(unit, logits)
         if bias_gradient is not None:
             bias_gradient[part] += logit_gradient.sum(0)
         logit_gradient = logit_gradient.to(weight.dtype)

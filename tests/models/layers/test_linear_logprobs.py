@@ -63,12 +63,50 @@ def test_values_and_gradients(transform, trained, with_bias):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("trained", [each for each in product((True, False), repeat=3) if any(each)])
+def test_the_entropy_carries_its_gradient(transform, trained):
+    hidden, weight, bias, targets = inputs(trained)
+    leaves = [leaf for leaf in (hidden, weight, bias) if leaf.requires_grad]
+    logprobs, entropy, _ = full(hidden, weight, targets, bias, transform)
+    ours = linear_logprobs(hidden, weight, targets, bias, transform=transform, entropy_gradient=True)
+    torch.testing.assert_close(ours.entropy, entropy)
+    alone, incoming = torch.linspace(1, -2, N), torch.linspace(-2, 1, N)
+    for outputs, expected in (
+        ((alone * ours.entropy).sum(), (alone * entropy).sum()),
+        ((alone * ours.entropy + incoming * ours.logprobs).sum(), (alone * entropy + incoming * logprobs).sum()),
+        ((incoming * ours.logprobs).sum(), (incoming * logprobs).sum()),
+    ):
+        wanted = torch.autograd.grad(expected, leaves, retain_graph=True)
+        for got, want in zip(torch.autograd.grad(outputs, leaves, retain_graph=True), wanted, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=3e-6)
+
+
+def test_the_entropy_of_a_coin_by_hand():
+    """H = -p log p - q log q with p = sigmoid(h): dH/dh = -p q h, which is -0.75 * 0.25 * log 3 at p = 3/4."""
+    hidden = torch.tensor([[3.0]]).log().requires_grad_()
+    for weight in (torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0], [0.0]], requires_grad=True)):
+        (gradient,) = torch.autograd.grad(
+            linear_logprobs(hidden, weight, torch.tensor([0]), entropy_gradient=True).entropy.sum(), hidden
+        )
+        torch.testing.assert_close(gradient, torch.tensor([[-0.205990]]))
+
+
+def test_an_entropy_bonus_flattens_the_distribution():
+    hidden, weight, _, targets = inputs((True, False, False))
+    before = linear_logprobs(hidden, weight, targets, entropy_gradient=True).entropy
+    before.sum().backward()
+    after = linear_logprobs(hidden.detach() + 0.01 * hidden.grad, weight, targets, with_entropy=True).entropy
+    assert (after > before).all()
+
+
 @pytest.mark.parametrize("trained", [(True, False, False), (True, True, True)])
 def test_nothing_of_rows_times_vocabulary_is_kept(trained):
     hidden, weight, bias, targets = inputs(trained)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
-        linear_logprobs(hidden, weight, targets, bias, with_entropy=True, with_log_sum_squares=True)
+        linear_logprobs(hidden, weight, targets, bias, with_log_sum_squares=True, entropy_gradient=True)
     assert kept
     assert max(kept) <= V * H < N * V
     without = linear_logprobs(hidden.detach(), weight.detach(), targets, bias.detach())
@@ -123,6 +161,14 @@ def test_extreme_logits_stay_finite():
     assert ours.entropy.tolist() == [0.0, 0.0]
     ours.logprobs.sum().backward()
     assert hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("is_head_trained", [True, False])
+def test_the_entropy_gradient_of_extreme_logits_stays_finite(is_head_trained):
+    hidden = torch.tensor([[1e4], [-1e4], [0.0]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0]], requires_grad=is_head_trained)
+    linear_logprobs(hidden, weight, torch.tensor([1, 0, 0]), entropy_gradient=True).entropy.sum().backward()
+    assert hidden.grad.tolist() == [[0.0], [0.0], [0.0]]
 
 
 def test_a_gradient_keeps_its_digits_where_the_target_is_all_but_certain():
