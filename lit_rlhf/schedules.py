@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -80,8 +82,23 @@ class WarmupDecay(LambdaLR):
         super().load_state_dict({key: state_dict[key] for key in state_dict if key not in _SHAPE})
 
 
+class ParameterGroup(NamedTuple):
+    """Parameters that are trained with a learning rate of their own.
+
+    Args:
+        parameters: maybe none.
+        lr_factor: their learning rate, in learning rates of the optimizer.
+    """
+
+    parameters: list[nn.Parameter]
+    lr_factor: float = 1.0
+
+
 def optimization(
-    module: LightningModule, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable
+    module: LightningModule,
+    optimizer: OptimizerCallable,
+    lr_scheduler: LRSchedulerCallable,
+    groups: Sequence[ParameterGroup] = (),
 ) -> OptimizerLRSchedulerConfig:
     """One optimizer over what a module trains, and one schedule stepped with it: what ``configure_optimizers`` returns.
 
@@ -89,8 +106,14 @@ def optimization(
         module: attached to a Trainer.
         optimizer: makes the optimizer from the trained parameters.
         lr_scheduler: makes the schedule; a :class:`WarmupDecay` is told how long the run is.
+        groups: of parameters, each with its share of the learning rate; none = one group of all that is trained.
     """
-    made = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
+    if groups:
+        made = optimizer([{"params": group.parameters} for group in groups if group.parameters])
+        for group, into in zip([group for group in groups if group.parameters], made.param_groups, strict=True):
+            into["lr"] *= group.lr_factor
+    else:
+        made = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
     schedule = lr_scheduler(made)
     if isinstance(schedule, WarmupDecay):
         schedule.over(module.trainer.estimated_stepping_batches)

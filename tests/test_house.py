@@ -25,8 +25,8 @@ BELOW: dict[str, set[str]] = {
     "datamodules": {"types"},
     "metrics": {"types", "losses", "ranks"},
     "models": {"types", "losses", "ranks"},
-    "rollout": {"types", "losses", "ranks", "models"},
     "rewards": {"types", "losses", "ranks", "models"},
+    "rollout": {"types", "losses", "ranks", "models", "rewards", "metrics"},
     "algorithms": {"types", "losses", "ranks", "schedules", "metrics", "models", "rollout", "rewards"},
 }
 TOP = {"cli", "commands", "__main__", "lit_rlhf"}

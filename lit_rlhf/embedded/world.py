@@ -75,6 +75,11 @@ def true_score(prompt: str | Sequence[Message], response: str) -> float:
     return 2.0 * is_right(fact, text) + is_friendly - is_rude - 0.1 * num_extra_words - is_unfinished
 
 
+def true_score_of_chat(messages: Sequence[Message], response: str) -> float:
+    """:func:`true_score` with the arguments that a reward is given: the conversation, and the response to it."""
+    return true_score(messages, response)
+
+
 def is_right(fact: Fact, response: str) -> bool:
     """Whether a response names the fact's answer and no other candidate, words of the key apart."""
     words = set(_WORD.findall(response.lower())) - set(_WORD.findall(fact.key.lower()))

@@ -1,14 +1,15 @@
 """LoRA adapters on a backbone: making them, switching between them, copying, mixing and saving them.
 
-An adapter is known by the name of its role: ``policy``, ``reference``, ``reward``. Roles are switched by one context
-manager that puts back what was active, whatever is raised inside, and never changes which parameters require gradients,
-so that optimizers and sharding see the same parameters all the time.
+An adapter is known by the name of its role: ``policy``, ``reference``, ``reward``, ``critic``. Roles are switched by
+one context manager that puts back what was active, whatever is raised inside, and never changes which parameters
+require gradients, so that optimizers and sharding see the same parameters all the time.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ from lit_rlhf.models.options import LoraOptions
 POLICY = "policy"
 REFERENCE = "reference"
 REWARD = "reward"
+CRITIC = "critic"
 BEGINNING = "beginning"
 """How an adapter began that took its start out of the backbone: what "no change" means from then on."""
 
@@ -122,6 +124,37 @@ def add_adapter(model: PeftModel, folder: str, name: str) -> None:
     _train_only(model, trainable)
 
 
+def add_fresh_adapter(model: PeftModel, like: str, name: str) -> None:
+    """Put one more adapter beside those that are there, of the shape of ``like``, that changes nothing yet.
+
+    Args:
+        model: holds the other adapters. What is active stays so.
+        like: name of the adapter whose rank and targets it takes.
+        name: of the new one, trainable and without dropout.
+    """
+    config = deepcopy(cast(LoraConfig, model.peft_config[like]))
+    config.init_lora_weights = True
+    config.lora_dropout = 0.0
+    config.modules_to_save = None
+    active = model.active_adapter
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.add_adapter(name, config)
+    model.set_adapter(active)
+    _train_only(model, trainable)
+    train_adapter(model, name)
+
+
+def train_adapter(model: PeftModel, name: str) -> None:
+    """Make the weights of an adapter trainable, beside whatever is trained already."""
+    for parameter in adapter_parameters(model, name):
+        parameter.requires_grad_(True)
+
+
+def adapter_parameters(model: PeftModel, name: str) -> list[nn.Parameter]:
+    """The weights of an adapter, in the order of the model."""
+    return [parameter for path, parameter in model.named_parameters() if name in path.split(".")]
+
+
 def _saved_config(model: PreTrainedModel, folder: str, dropout: float) -> LoraConfig:
     """The config of a saved adapter, as it goes onto a causal language model without the heads it was saved with."""
     try:
@@ -177,15 +210,22 @@ def _refuse_other_layers(model: PeftModel, saved: set[str], name: str) -> None:
 
 
 def base_of(folder: Path) -> str:
-    """Name of the base model that an adapter was trained on.
+    """Name of the base model that an adapter was trained on, or its path where that is told from the adapter's folder.
 
     Raises:
         ValueError: if the folder holds no adapter, or one that does not say.
     """
     try:
-        return str(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"])
+        name = str(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} holds no {CONFIG_NAME} that names a base model; name it with base") from error
+    return str((folder / name).resolve()) if name.startswith("..") else name
+
+
+def is_same_base(name: str, model: PreTrainedModel) -> bool:
+    """Whether a base that an adapter names is, as far as names tell, the model: folders may lie elsewhere by now."""
+    ours, theirs = (re.split(r"[/\\:]", str(path).rstrip("/"))[-1] for path in (model.name_or_path, name))
+    return ours == theirs
 
 
 def copy_adapter(model: PeftModel, source: str, target: str) -> None:

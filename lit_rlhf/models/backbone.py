@@ -29,7 +29,7 @@ from lit_rlhf.models.loading import OWN_ATTENTION, evaluating
 from lit_rlhf.models.padded import unfold
 from lit_rlhf.types import Forest
 
-Role = Literal["policy", "reference", "reward"]
+Role = Literal["policy", "reference", "reward", "critic"]
 
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "use_cache")
 """Entries of a config that say nothing about what the model computes."""
@@ -70,7 +70,8 @@ class Backbone(nn.Module):
     def role(self, name: Role) -> Iterator[None]:
         """Play a role inside the context. What was before is back after it, also after an exception.
 
-        ``reward`` is the adapter of that name where there is one, and what is trained where there is none.
+        ``reward`` and ``critic`` are the adapters of these names where there are any, and the policy where there are
+        none.
 
         Raises:
             ValueError: for another name, or where a model without adapters has no reference.
@@ -90,8 +91,8 @@ class Backbone(nn.Module):
             if name == "reference" and self.reference_model is None:
                 raise ValueError("this backbone has neither adapters nor a second model, so it has no reference")
             return nullcontext()
-        if name == "reward" and adapters.REWARD in self.model.peft_config:
-            return adapters.active_adapter(self.model, adapters.REWARD)
+        if name in (adapters.REWARD, adapters.CRITIC) and name in self.model.peft_config:
+            return adapters.active_adapter(self.model, name)
         if name != "reference":
             return adapters.active_adapter(self.model, self.policy_adapter)
         own = (other for other in (adapters.REFERENCE, adapters.BEGINNING) if other in self.model.peft_config)
@@ -129,7 +130,12 @@ class Backbone(nn.Module):
         return states if read == "all" else layout.states_at(_read_rows(forest, read), states)
 
     def token_logprobs(
-        self, forest: Forest, with_entropy: bool = False, with_log_sum_squares: bool = False
+        self,
+        forest: Forest,
+        with_entropy: bool = False,
+        with_log_sum_squares: bool = False,
+        *,
+        temperature: float = 1.0,
     ) -> TokenLogprobs:
         """Log-probabilities (N,) of the scored tokens under the current role, in nats, in the order of the row.
 
@@ -137,18 +143,29 @@ class Backbone(nn.Module):
             forest: the packed text.
             with_entropy: also return entropies.
             with_log_sum_squares: also return logs of the sums of squared probabilities.
+            temperature: what the logits are divided by, as they were when the tokens were drawn.
         """
-        hidden = self.hidden_states(forest, read="predictors")
-        weight, bias = head_parameters(self.base)
-        return linear_logprobs(
-            hidden,
-            weight,
-            forest.tokens[forest.targets],
-            bias,
-            transform=self.transform,
+        states = self.hidden_states(forest, read="predictors")
+        return self.logprobs_of(
+            states,
+            forest,
             with_entropy=with_entropy,
             with_log_sum_squares=with_log_sum_squares,
+            temperature=temperature,
         )
+
+    def logprobs_of(self, states: Tensor, forest: Forest, *, temperature: float = 1.0, **wanted: bool) -> TokenLogprobs:
+        """Log-probabilities (N,) of the scored tokens from hidden states that are known already.
+
+        Args:
+            states: (N, H) of the ``predictors`` of the forest, in the current role.
+            forest: the packed text.
+            temperature: what the logits are divided by.
+            **wanted: ``with_entropy`` and the like, for :func:`lit_rlhf.models.layers.linear_logprobs.linear_logprobs`.
+        """
+        weight, bias = head_parameters(self.base)
+        transform = (self.transform or LogitTransform())._replace(temperature=temperature)
+        return linear_logprobs(states, weight, forest.tokens[forest.targets], bias, transform=transform, **wanted)
 
     @property
     def has_lm_head(self) -> bool:
@@ -320,7 +337,7 @@ class Backbone(nn.Module):
     def checkpointed_names(self) -> set[str]:
         """Names, within this module, of the tensors that a checkpoint must hold: all but the frozen base."""
         if isinstance(self.model, PeftModel):
-            ours = {self.policy_adapter, adapters.REFERENCE}
+            ours = {self.policy_adapter, adapters.REFERENCE, adapters.CRITIC}
             return {name for name, _ in self.named_parameters() if ours & set(name.split("."))}
         return set(self.state_dict())
 
@@ -328,7 +345,7 @@ class Backbone(nn.Module):
         """Write what was trained: the adapter as PEFT writes it, or the whole model; safetensors."""
         folder = Path(folder)
         if isinstance(self.model, PeftModel):
-            adapters.save_adapter(self.model, self.model.active_adapter, folder)
+            adapters.save_adapter(self.model, cast(str, self.policy_adapter), folder)
         else:
             self.model.save_pretrained(folder, safe_serialization=True)
 

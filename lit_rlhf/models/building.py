@@ -6,12 +6,13 @@ from copy import deepcopy
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lit_rlhf.models import adapters
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.models.loading import keep_four_bits_as_they_are, load_causal_lm
+from lit_rlhf.models.loading import keep_four_bits_as_they_are, load_causal_lm, switch_dropout_off
 from lit_rlhf.models.options import BackboneConfig
 
 ReferenceKind = Literal["none", "fixed", "moving"]
@@ -22,7 +23,7 @@ def build_backbone(
     *,
     reference: ReferenceKind = "fixed",
     device: torch.device | None = None,
-    role: Literal["policy", "reward"] = "policy",
+    role: Literal["policy", "reward", "critic"] = "policy",
 ) -> Backbone:
     """Load the base model and put the roles on it.
 
@@ -30,7 +31,7 @@ def build_backbone(
         config: what to load.
         reference: "none" where no reference is needed; "moving" where it must have weights of its own.
         device: where quantised weights are made; None = CPU.
-        role: of what is trained; a reward model has no ``lm_head``.
+        role: of what is trained; a reward model and a critic have no ``lm_head``.
 
     Raises:
         ValueError: for what :func:`lit_rlhf.models.loading.load_causal_lm` and the adapters refuse.
@@ -49,6 +50,39 @@ def build_backbone(
     if reference == "moving" or (reference == "fixed" and config.adapter is not None):
         adapters.copy_adapter(policy, role, adapters.REFERENCE)
     return Backbone(policy, None, config.attention)
+
+
+def build_policy(
+    backbone: BackboneConfig | Backbone | PreTrainedModel | PeftModel,
+    reference_model: BackboneConfig | None = None,
+    *,
+    device: torch.device | None = None,
+) -> Backbone:
+    """A policy that is trained on what it says, with its reference; nothing in it drops out.
+
+    Args:
+        backbone: what to load, or a model that you made yourself.
+        reference_model: the reference, where it is a model of its own rather than the policy as it begins.
+        device: where quantised weights are made; None = CPU.
+
+    Raises:
+        ValueError: for what :func:`build_backbone` refuses.
+    """
+    kind: ReferenceKind = "fixed" if reference_model is None else "none"
+    if isinstance(backbone, BackboneConfig):
+        policy = build_backbone(backbone, reference=kind, device=device)
+    elif isinstance(backbone, Backbone):
+        policy = backbone
+    else:
+        policy = wrap_model(backbone, reference=kind)
+    if reference_model is not None:
+        model = load_causal_lm(reference_model, device)
+        if reference_model.adapter is not None:
+            model = adapters.load_adapter(model, reference_model.adapter, 0.0).merge_and_unload()
+        policy.reference_model = model.eval().requires_grad_(False)
+    if switch_dropout_off(policy):
+        rank_zero_warn("the policy had dropout, which is off now: PPO compares what it says at two moments")
+    return policy
 
 
 def wrap_model(model: PreTrainedModel | PeftModel, *, reference: ReferenceKind = "fixed") -> Backbone:

@@ -106,6 +106,23 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+def switch_dropout_off(module: nn.Module) -> int:
+    """Set the dropout inside a made module to 0, adapters included; how many places had some.
+
+    PPO compares what one policy says at two moments, so nothing in it may be random.
+    """
+    found = 0
+    for part in module.modules():
+        if isinstance(part, nn.Dropout) and part.p:
+            part.p = 0.0
+            found += 1
+        for name, value in vars(part).items():
+            if isinstance(value, float) and value and name.endswith("dropout"):
+                vars(part)[name] = 0.0
+                found += 1
+    return found
+
+
 def root_device(module: LightningModule) -> torch.device | None:
     """The device that a module's Trainer will put it on; None where it has no Trainer."""
     try:

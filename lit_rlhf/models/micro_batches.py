@@ -1,13 +1,14 @@
-"""One optimizer step from many micro-batches, inside Lightning's automatic optimization."""
+"""One optimizer step from many micro-batches, in Lightning's automatic optimization and in manual optimization."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
@@ -80,6 +81,49 @@ def backward_all_but_last(
             strategy.backward(loss, None)
             total = total + loss.detach()
     return (loss_of(micro_batches[-1]) + total) * module.trainer.accumulate_grad_batches
+
+
+def accumulate_gradients(
+    module: LightningModule, micro_batches: Sequence[MicroBatch], loss_of: Callable[[MicroBatch], Tensor]
+) -> None:
+    """Run micro-batches and their backward passes one after another, in manual optimization.
+
+    Only one micro-batch's activations exist at a time. Gradients are exchanged between ranks once, in the last pass; a
+    rank without micro-batches takes part in that with gradients of zero.
+
+    Args:
+        module: in training, attached to a Trainer.
+        micro_batches: maybe none.
+        loss_of: share of the step's loss that a micro-batch contributes, so that the shares sum to the loss.
+    """
+    strategy = module.trainer.strategy
+    local = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+    with local:
+        for micro_batch in micro_batches[:-1]:
+            module.manual_backward(loss_of(micro_batch))
+    module.manual_backward(loss_of(micro_batches[-1]) if micro_batches else no_loss(module))
+
+
+def clip_and_step(module: LightningModule, max_grad_norm: float) -> Tensor:
+    """Clip the gradients, step the optimizer and clear them, in manual optimization.
+
+    Args:
+        module: in training, attached to a Trainer, with the gradients of a whole step and one optimizer.
+        max_grad_norm: norm that all gradients together are clipped to; 0 = none.
+
+    Returns:
+        The norm before clipping.
+
+    Raises:
+        FloatingPointError: if it is not finite; nothing was updated then.
+    """
+    optimizer = cast(LightningOptimizer, module.optimizers())
+    norm = gradient_norm(module)
+    if max_grad_norm:
+        module.clip_gradients(optimizer, max_grad_norm, "norm")
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
 
 
 def gradient_norm(module: LightningModule) -> Tensor:

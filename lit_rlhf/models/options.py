@@ -111,3 +111,30 @@ class ReferenceOptions:
                 f"reference.sync_steps is {self.sync_steps} and mixup is {self.mixup}; "
                 "the first must not be negative, the second must lie in (0, 1]"
             )
+
+
+@dataclass
+class CriticOptions:
+    """Where the values of states come from.
+
+    Args:
+        kind: "adapter": an adapter of its own on the policy's backbone (default). "shared": the policy's own trunk
+            with a value head on it, one pass for both; the value loss then moves the policy, too. "model": a model of
+            its own, for a policy whose weights are all trained, or where memory is plenty.
+        init_from: folder or hub name of a reward model whose adapter (or weights) and head the critic begins as.
+            "reward" takes the first reward model among the rewards; "fresh" begins with values near 0.
+        lr_factor: learning rate of the critic's weights, in learning rates of the policy; 10 usual with adapters.
+        warmup_iterations: iterations at the beginning in which only the critic learns.
+    """
+
+    kind: Literal["adapter", "shared", "model"] = "adapter"
+    init_from: str = "reward"
+    lr_factor: float = 10.0
+    warmup_iterations: int = 0
+
+    def __post_init__(self) -> None:
+        if self.lr_factor <= 0.0 or self.warmup_iterations < 0:
+            raise ValueError(
+                f"critic.lr_factor is {self.lr_factor} and warmup_iterations is {self.warmup_iterations}; "
+                "the first is above 0, the second is not negative"
+            )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.loading import local_or_hub
 
 
 def tokenizer_of(trainer: Trainer, given: PreTrainedTokenizerBase | str | None) -> PreTrainedTokenizerBase:
@@ -28,6 +29,29 @@ def tokenizer_of(trainer: Trainer, given: PreTrainedTokenizerBase | str | None) 
         return trainer.datamodule.tokenizer  # type: ignore[attr-defined]
     except AttributeError:
         raise ValueError("the data module has no tokenizer: give one, as tokenizer=...") from None
+
+
+def policy_tokenizer(
+    module: LightningModule, given: PreTrainedTokenizerBase | str | None, backbone: Backbone
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a policy: what was given, that of the data, or what lies beside the weights.
+
+    Args:
+        module: with a Trainer or without one.
+        given: a tokenizer or its name.
+        backbone: of the policy.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        return tokenizer_of(module.trainer, given)
+    except (RuntimeError, ValueError):  # no Trainer, or no data module with a tokenizer
+        name = given if isinstance(given, str) else str(backbone.base.name_or_path)
+    try:
+        return AutoTokenizer.from_pretrained(local_or_hub(name), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no tokenizer lies beside '{name}': give one, as tokenizer=...") from error
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, backbone: Backbone) -> list[int]:

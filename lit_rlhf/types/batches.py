@@ -231,3 +231,15 @@ class PromptBatch(NamedTuple):
     prompts: tuple[Prompt, ...]
     notes: dict[str, int]
     cursor: Cursor = Cursor()
+
+
+class PromptAndTextBatch(NamedTuple):
+    """The prompts of one step, and texts to imitate beside them (the pretraining mix of InstructGPT).
+
+    Args:
+        prompts: to answer.
+        texts: to imitate.
+    """
+
+    prompts: PromptBatch
+    texts: InstructionBatch

@@ -116,7 +116,7 @@ def build_reward_model(
     head = None
     if config.adapter or Path(config.name_or_path).is_dir() or _is_classifier(backbone):
         folder = local_folder(config.adapter or config.name_or_path, config.revision)
-        head = _head(folder, _width(backbone), objectives)
+        head = read_score_head(folder, _width(backbone), objectives)
     if head is not None:
         rank_zero_info(f"score head: going on from that of '{config.adapter or config.name_or_path}'")
     return RewardModel(backbone, head or _new_head(backbone, objectives))
@@ -161,7 +161,7 @@ def load_reward_model(
     else:
         config = BackboneConfig(str(folder), **settings)  # type: ignore[arg-type]
         backbone = Backbone(load_causal_lm(config, device, with_lm_head=False))
-    head = _head(folder, _width(backbone))
+    head = read_score_head(folder, _width(backbone))
     if head is None:
         raise ValueError(f"'{name}' {_NO_HEAD}")
     model = RewardModel(backbone, head)
@@ -186,12 +186,12 @@ def add_reward_model(backbone: Backbone, name: str | Path) -> RewardModel:
     if not isinstance(backbone.model, PeftModel):
         raise ValueError("a policy without adapters cannot carry a reward model; load that with a base of its own")
     trained_on = adapters.base_of(folder)
-    if Path(trained_on).name != Path(str(backbone.base.name_or_path)).name:
+    if not adapters.is_same_base(trained_on, backbone.base):
         rank_zero_warn(
             f"the reward model '{name}' was trained on '{trained_on}', and the policy's base is "
             f"'{backbone.base.name_or_path}': its scores mean nothing unless they are the same weights"
         )
-    head = _head(folder, _width(backbone))
+    head = read_score_head(folder, _width(backbone))
     if head is None:
         raise ValueError(f"'{name}' {_NO_HEAD}")
     adapters.add_adapter(backbone.model, str(folder), adapters.REWARD)
@@ -211,7 +211,7 @@ def _new_head(backbone: Backbone, objectives: Mapping[str, float]) -> ScoreHead:
     return ScoreHead(_width(backbone), objectives)
 
 
-def _head(folder: Path, width: int, objectives: Mapping[str, float] | None = None) -> ScoreHead | None:
+def read_score_head(folder: Path, width: int, objectives: Mapping[str, float] | None = None) -> ScoreHead | None:
     """The head that lies in a folder, with what is known about it; None if there is none.
 
     Raises:

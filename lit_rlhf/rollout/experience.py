@@ -1,0 +1,36 @@
+"""All that an iteration of PPO learns from.
+
+Shape letters: L responses, R tokens of the longest one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lit_rlhf.types import Rollouts
+
+
+class Experience(NamedTuple):
+    """All that an iteration learns from: of every token of every response, (L, R) float32 each.
+
+    Args:
+        rollouts: the responses.
+        logprobs: under the policy that wrote them, by the trainer.
+        ref_logprobs: under the reference.
+        values: of the critic, before the update.
+        entropy: of the policy.
+        advantages: whitened, where that is asked for.
+        returns: what the values are to become.
+        importance: weights that correct for a sampler that computes otherwise than the trainer.
+    """
+
+    rollouts: Rollouts
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    entropy: Tensor
+    advantages: Tensor
+    returns: Tensor
+    importance: Tensor

@@ -1,0 +1,136 @@
+"""Passes over the responses of an iteration: minibatches of micro-batches, one optimizer step per minibatch.
+
+Shape letters: L responses, R tokens of the longest one, N tokens of the responses of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lit_rlhf.models.micro_batches import accumulate_gradients, clip_and_step
+from lit_rlhf.ranks import num_ranks, sum_over_ranks
+from lit_rlhf.rollout.measuring import token_weights
+from lit_rlhf.rollout.minibatches import split
+from lit_rlhf.rollout.options import UpdateOptions
+from lit_rlhf.rollout.packing import RolloutMicroBatch, pack, packed_values
+from lit_rlhf.types import Instructions, Rollouts
+
+
+class TokenLosses(NamedTuple):
+    """What an algorithm says of the tokens of a micro-batch.
+
+    Args:
+        losses: (N,) with their gradient.
+        kl: (N,) divergence of the policy that wrote the responses from the one that learns, in nats, detached.
+        ratios: (N,) probability under the policy that learns, in those under the one that wrote; detached.
+    """
+
+    losses: Tensor
+    kl: Tensor
+    ratios: Tensor
+
+
+class Learnt(NamedTuple):
+    """What became of an iteration's passes.
+
+    Args:
+        num_updates: optimizer steps.
+        ratio_max: () largest ratio of a token on this rank.
+        grad_norm: () norm of the last step's gradient, before clipping.
+    """
+
+    num_updates: int
+    ratio_max: Tensor
+    grad_norm: Tensor
+
+
+def learn(
+    module: LightningModule,
+    rollouts: Rollouts,
+    losses_of: Callable[[RolloutMicroBatch], TokenLosses],
+    *,
+    updates: UpdateOptions,
+    learnt: Tensor,
+    key: str,
+    texts: Sequence[Instructions] = (),
+    text_losses_of: Callable[[Instructions], Tensor] | None = None,
+) -> Learnt:
+    """Let a policy learn from responses.
+
+    Args:
+        module: in manual optimization, attached to a Trainer, with one optimizer.
+        rollouts: of this rank.
+        losses_of: losses of the tokens of a micro-batch; they are averaged here.
+        updates: how often and in what portions.
+        learnt: (L, R) bool, True = learnt from.
+        key: names the draw of minibatches, such as seed and iteration.
+        texts: dealt out over the minibatches of each pass.
+        text_losses_of: (N,) losses of the tokens of texts, averaged over those of a minibatch.
+
+    Raises:
+        FloatingPointError: if a loss or a gradient is not finite; nothing was updated with it.
+    """
+    watch = _Watch(module, rollouts)
+    grad_norm, num_updates = torch.zeros((), device=module.device), 0
+    for number in range(updates.num_epochs):
+        for part, members in enumerate(split(rollouts, updates.num_minibatches, f"{key}:{number}")):
+            weights = token_weights(learnt, members, updates.average, module.device)
+            mixed = texts[part :: updates.num_minibatches]
+            text_weight = _text_weight(mixed, module.device)
+
+            def loss_of(
+                micro_batch: RolloutMicroBatch | Instructions,
+                weights: Tensor = weights,
+                text_weight: Tensor = text_weight,
+            ) -> Tensor:
+                if isinstance(micro_batch, Instructions):
+                    assert text_losses_of is not None
+                    return text_losses_of(micro_batch).sum() * text_weight
+                said = losses_of(micro_batch)
+                watch.see(said, micro_batch)
+                return (packed_values(weights, rollouts, micro_batch) * said.losses).sum()
+
+            accumulate_gradients(module, [*pack(rollouts, members, updates.token_budget), *mixed], loss_of)
+            if updates.max_kl is not None and watch.mean_kl() > updates.max_kl:
+                module.optimizers().zero_grad()  # type: ignore[union-attr]
+                return Learnt(num_updates, watch.ratio_max, grad_norm)
+            grad_norm = clip_and_step(module, updates.max_grad_norm)
+            num_updates += 1
+    return Learnt(num_updates, watch.ratio_max, grad_norm)
+
+
+class _Watch:
+    """Sees losses as they pass, and stops at one that is not finite."""
+
+    def __init__(self, module: LightningModule, rollouts: Rollouts) -> None:
+        self.module = module
+        self.rollouts = rollouts
+        self.ratio_max = torch.ones((), device=module.device)
+        self._kl = torch.zeros(2, device=module.device)
+
+    def see(self, said: TokenLosses, micro_batch: RolloutMicroBatch) -> None:
+        if not torch.isfinite(said.losses).all():
+            rows = dict.fromkeys(self.rollouts.prompts[member].row for member in micro_batch.members.tolist())
+            raise FloatingPointError(
+                f"the loss is not finite at step {self.module.global_step}, in one of {', '.join(rows)}; "
+                "nothing was updated with it"
+            )
+        self.ratio_max = torch.maximum(self.ratio_max, said.ratios.max())
+        self._kl += torch.stack([said.kl.sum(), said.kl.new_tensor(float(len(said.kl)))])
+
+    def mean_kl(self) -> float:
+        """Divergence per token of the last minibatch, over all ranks."""
+        total, count = sum_over_ranks(self._kl).tolist()
+        self._kl = torch.zeros_like(self._kl)
+        return total / max(count, 1.0)
+
+
+def _text_weight(texts: Sequence[Instructions], device: torch.device) -> Tensor:
+    """() what the losses of tokens are multiplied by to become an average over all ranks."""
+    count = torch.tensor(float(sum(len(text.forest.targets) for text in texts)), device=device)
+    return num_ranks() / sum_over_ranks(count).clamp(min=1.0)
