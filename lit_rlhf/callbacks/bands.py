@@ -164,26 +164,20 @@ class Band:
         return " and ".join(readings) if all(readings) else ""
 
 
-_CLIP_ADVICE = (
-    "The policy moves further in an iteration than its clipped objective can see: lower the learning rate, "
-    "num_ppo_epochs, or the number of minibatches."
-)
+_TOO_FAR = "Lower `optimizer.lr` or `updates.num_epochs`, or end passes early with `updates.max_kl`."
 
 DEFAULT_BANDS: tuple[Band, ...] = (
     Band(
         "KL is running away",
         [Limit("rollout/kl", above=1.0, per="rollout/length")],
-        "Responses cost the reference more than a nat per token: read samples.jsonl, the reward is probably being "
-        "gamed. Raise kl_coef or lower the learning rate.",
+        "The policy is more than a nat per token from its reference: read samples.jsonl, the reward is probably being "
+        "gamed. Raise `kl.coef`, or lower `optimizer.lr`.",
     ),
     Band(
         "KL is accelerating",
-        [
-            Limit("rollout/kl", above=3.0, view="growth"),
-            Limit("rollout/kl", above=0.2, per="rollout/length"),
-        ],
-        "It grows faster than in proportion to time, as it does before a collapse: lower the learning rate, raise "
-        "kl_coef, or give the KL a target.",
+        [Limit("rollout/kl", above=3.0, view="growth"), Limit("rollout/kl", above=0.2, per="rollout/length")],
+        "It grows faster than time does, as it begins to before a collapse: lower `optimizer.lr`, raise `kl.coef`, or "
+        "give it a `kl.target`.",
         patience=2,
     ),
     Band(
@@ -193,68 +187,68 @@ DEFAULT_BANDS: tuple[Band, ...] = (
             Limit("rollout/kl", above=0.1, per="rollout/length"),
             Limit("rollout/score", below=0.3, view="trend", window=20),
         ],
-        "The policy goes on leaving its reference and the score no longer rises for it: what it learns now, the score "
-        "does not see. Compare val/score with a judgement of samples.jsonl; stop here, or raise kl_coef.",
+        "The policy goes on leaving its reference, and the score no longer rises for it: judge samples.jsonl yourself, "
+        "then stop here, or raise `kl.coef`.",
         patience=5,
     ),
     Band(
         "entropy has collapsed",
         [Limit("rollout/entropy", below=0.2, view="of_beginning")],
-        "Responses to one prompt are nearly all the same, so there is nothing left to prefer: raise kl_coef or the "
-        "upper clip_range, lower the learning rate, or begin again from an earlier checkpoint.",
+        "Responses to a prompt are nearly all the same, and there is nothing left to prefer: go on from an earlier "
+        "checkpoint with a higher `kl.coef` or `clipping.clip_range_high`, or a lower `optimizer.lr`.",
     ),
     Band(
         "responses no longer end",
         [Limit("rollout/finished", below=0.5, view="of_beginning")],
-        "Fewer than half as many responses end by themselves as at the beginning: check that the penalty for a missing "
-        "end is on and larger than what length earns, and that the stop tokens are those of the template.",
+        "Fewer than half as many responses end by themselves as at the beginning: raise `scores.missing_eos_penalty` "
+        "above what length earns, and check that the stop tokens are those of the chat template.",
     ),
     Band(
         "responses get much longer",
         [Limit("rollout/length", above=2.0, view="of_beginning")],
-        "Length often pleases a reward model by itself: look at rewards of short and long responses alike, penalise "
-        "length, or cap max_new_tokens.",
+        "Rewards often favour length for its own sake: compare those of short and long responses, and set "
+        "`scores.overlong_buffer`, or lower `sampling.max_new_tokens`.",
     ),
     Band(
         "responses get much shorter",
         [Limit("rollout/length", below=0.4, view="of_beginning")],
-        "Ending early may have become the safest way to a reward: read samples.jsonl, ask for a minimal length.",
+        "To end early may have become the safest way to a reward: read samples.jsonl, and set `scores.min_length`.",
     ),
     Band(
         "the critic predicts worse than a constant",
         [Limit("rollout/explained_variance", below=0.0)],
-        "Advantages are then mostly noise: raise the critic's learning rate, give it more warm-up iterations or more "
-        "passes, or begin it from the reward model.",
+        "Advantages are mostly noise then: raise `critic.lr_factor`, give it `critic.warmup_iterations`, or begin it "
+        "as a reward model with `critic.init_from`.",
         patience=5,
         after=10,
     ),
     Band(
         "probability ratios are far from 1",
         [Limit("train/ratio_max", above=10.0)],
-        "Some tokens changed their probability more than tenfold in one iteration. " + _CLIP_ADVICE,
+        f"Some tokens become more than ten times as likely within an iteration. {_TOO_FAR}",
     ),
     Band(
         "many ratios are clipped from below",
         [Limit("train/clip_fraction_low", above=0.3)],
-        _CLIP_ADVICE,
+        f"Much of what an iteration computes teaches nothing. {_TOO_FAR}",
         patience=5,
     ),
     Band(
         "many ratios are clipped from above",
         [Limit("train/clip_fraction_high", above=0.3)],
-        _CLIP_ADVICE,
+        f"Much of what an iteration computes teaches nothing. {_TOO_FAR}",
         patience=5,
     ),
     Band(
         "the policy moves far in one iteration",
         [Limit("train/approx_kl", above=0.1)],
-        "Healthy is under 0.05 nats per token. " + _CLIP_ADVICE,
+        f"Under 0.05 nats per token is healthy. {_TOO_FAR}",
     ),
     Band(
         "sampler and trainer disagree",
         [Limit("rollout/sampler_kl", above=0.1)],
-        "Responses are drawn from another policy than the one that learns: let both compute in the same precision, or "
-        "correct for it by truncated importance sampling.",
+        "Responses are drawn from another policy than the one that learns: let both compute in one precision, or "
+        "lower `updates.importance_cap`.",
     ),
     Band(
         "both DPO rewards are falling",
@@ -263,9 +257,9 @@ DEFAULT_BANDS: tuple[Band, ...] = (
             Limit("train/rewards/chosen", below=0.0),
             Limit("train/rewards/rejected", below=-1.0, view="trend"),
         ],
-        "Chosen responses become less likely too, only more slowly than rejected ones. That is what the DPO loss "
-        "allows and no fault by itself; if answers get worse, add an SFT term to `losses`, raise beta, or lower the "
-        "learning rate.",
+        "Chosen responses become less likely as well, only more slowly than rejected ones. The DPO loss allows it, and "
+        "by itself it is no fault; if answers get worse, add an SFT term to `losses`, raise `beta`, or lower "
+        "`optimizer.lr`.",
     ),
 )
 """The bands that are watched unless told otherwise; docs/watching.md says where their limits come from."""

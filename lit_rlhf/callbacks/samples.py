@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.callbacks.before_after import before_after
 from lit_rlhf.callbacks.prompts import readable
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.tokenizers import stop_tokens, tokenizer_of
@@ -91,13 +91,9 @@ class SampleTable(Callback):
     def table(self, tokenizer: PreTrainedTokenizerBase) -> Table:
         """Prompts, the first answers and the last ones, side by side."""
         first, last = self.samples[0], self.samples[-1]
-        table = Table(box=box.SIMPLE_HEAD, title="Answers to held-out prompts", title_justify="left", pad_edge=False)
-        table.add_column("prompt", ratio=1, style="dim")
-        table.add_column(f"before (step {first.step})", ratio=1)
-        table.add_column(f"after (step {last.step})", ratio=1, style="green")
-        for prompt, *answers in zip(self.prompts, first.responses, last.responses, strict=True):
-            table.add_row(_shorten(readable(prompt, tokenizer), keep_end=True), *map(_shorten, answers))
-        return table
+        prompts = [readable(prompt, tokenizer) for prompt in self.prompts]
+        before, after = ([(text, None) for text in samples.responses] for samples in (first, last))
+        return before_after(prompts, before, after, (f"step {first.step}", f"step {last.step}"))
 
     def _begin(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
         if self.samples or not isinstance(batch, PreferenceBatch) or not isinstance(pl_module.model, Backbone):
@@ -145,9 +141,3 @@ def prompts_of(forest: Forest) -> list[list[int]]:
         for segment, (start, end) in enumerate(bounds)
         if forest.parents[segment] < 0 and segment in inner and end > start
     ]
-
-
-def _shorten(text: str, length: int = 240, keep_end: bool = False) -> str:
-    if len(text) <= length:
-        return text
-    return "... " + text[-length:] if keep_end else text[:length] + " ..."

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 
 import pytest
 
+from lit_rlhf.algorithms.dpo import DPOModule
 from lit_rlhf.callbacks.bands import DEFAULT_BANDS, Band, Limit, Series, as_state, from_state
+from lit_rlhf.models.options import CriticOptions
+from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, UpdateOptions
+from lit_rlhf.rollout.sampling import SamplingOptions
 
 
 def series(values):
@@ -166,3 +172,20 @@ def test_a_default_band(band):
     assert fired(ILL[band.name], [band]) == {band.name}
     assert fired(WELL[band.name], [band]) == set()
     assert len(band.advice) > 40
+
+
+KEYS = {
+    "kl": KLOptions,
+    "updates": UpdateOptions,
+    "clipping": ClipOptions,
+    "scores": ScoreOptions,
+    "critic": CriticOptions,
+    "sampling": SamplingOptions,
+}
+
+
+@pytest.mark.parametrize("band", DEFAULT_BANDS, ids=lambda band: band.name)
+def test_advice_names_settings_that_exist(band):
+    for key in re.findall(r"`([^`]+)`", band.advice):
+        part, _, name = key.rpartition(".")
+        assert key == "optimizer.lr" or name in inspect.signature(KEYS.get(part, DPOModule)).parameters, key
