@@ -286,7 +286,7 @@ def _group_means(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
 def _discounted_sums(errors: Tensor, discount: float | Tensor) -> Tensor:
     """(L, R) sums of what stands in a cell and, discounted once per cell, in the cells behind it."""
     sums = torch.empty_like(errors)
-    later = torch.zeros_like(errors[:, 0])
+    later = errors.new_zeros(len(errors))
     for column in reversed(range(errors.shape[1])):
         later = errors[:, column] + discount * later
         sums[:, column] = later
