@@ -15,7 +15,10 @@ from rich.progress_bar import ProgressBar as Bar
 from rich.table import Table
 from rich.text import Text
 
-_PHASES: dict[RunningStage | None, str] = {
+from lit_rlhf.callbacks.iterations import counts_iterations, steps_done
+from lit_rlhf.metrics.phases import HasPhases, Phases
+
+_STAGES: dict[RunningStage | None, str] = {
     RunningStage.TRAINING: "training",
     RunningStage.SANITY_CHECKING: "validation before training",
     RunningStage.VALIDATING: "validation",
@@ -27,7 +30,9 @@ _LEVEL = 0.01
 
 
 class Progress(ProgressBar):
-    """Phase, steps done and to do, time left, and the metrics logged with ``prog_bar=True``, each with its trend.
+    """Stage, steps done and to do, time left, and the metrics logged with ``prog_bar=True``, each with its trend.
+
+    Algorithms with rollouts are counted in iterations, and the phase that an iteration is in stands beside them.
 
     Args:
         seconds_between_lines: least time between two lines where the output is not a terminal.
@@ -48,24 +53,25 @@ class Progress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a phase; a validation inside training keeps the line of training."""
+        """Begin a stage; a validation inside training keeps the line of training."""
         if self._meter is not None:
-            self._meter.phase = _PHASES[trainer.state.stage]
+            self._meter.stage = _STAGES[trainer.state.stage]
         elif self._enabled:
             training = trainer.state.stage == RunningStage.TRAINING
             self._meter = Meter(
-                _PHASES[trainer.state.stage],
+                _STAGES[trainer.state.stage],
                 total_of(trainer),
-                trainer.global_step if training else 0,
+                steps_done(trainer) if training else 0,
                 self.seconds_between_lines,
+                phases=pl_module.phases if isinstance(pl_module, HasPhases) else None,
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End a phase, or go back to training."""
+        """End a stage, or go back to training."""
         if self._meter is None:
             return
         if trainer.state.fn == TrainerFn.FITTING and trainer.state.stage == RunningStage.VALIDATING:
-            self._meter.phase = _PHASES[RunningStage.TRAINING]
+            self._meter.stage = _STAGES[RunningStage.TRAINING]
         else:
             self._meter.close()
             self._meter = None
@@ -80,7 +86,7 @@ class Progress(ProgressBar):
         if self._meter is not None:
             shown = self.get_metrics(trainer, pl_module)
             metrics = {name: value for name, value in shown.items() if isinstance(value, float)}
-            self._meter.move(trainer.global_step, metrics)
+            self._meter.move(steps_done(trainer), metrics)
 
     def on_validation_batch_end(
         self,
@@ -91,8 +97,8 @@ class Progress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Move on in another phase."""
-        if self._meter is not None and self._meter.phase == _PHASES[trainer.state.stage] and not self._in_fit(trainer):
+        """Move on in another stage."""
+        if self._meter is not None and self._meter.stage == _STAGES[trainer.state.stage] and not self._in_fit(trainer):
             self._meter.move(batch_idx + 1, {})
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
@@ -109,20 +115,30 @@ class Progress(ProgressBar):
 
 
 class Meter:
-    """What is shown of one phase.
+    """What is shown of one stage.
 
     Args:
-        phase: its name.
+        stage: its name.
         total: steps in all, None where unknown.
         done: steps done before it began.
         seconds_between_lines: as in :class:`Progress`.
         console: where to; None = the standard output.
+        phases: of an iteration; None = it has none.
     """
 
     def __init__(
-        self, phase: str, total: int | None, done: int, seconds_between_lines: float, console: Console | None = None
+        self,
+        stage: str,
+        total: int | None,
+        done: int,
+        seconds_between_lines: float,
+        console: Console | None = None,
+        phases: Phases | None = None,
     ) -> None:
-        self.phase, self.total, self.done = phase, total, done
+        self.stage, self.total, self.done = stage, total, done
+        self._phases = phases
+        if phases is not None:
+            phases.watcher = self.look
         self._first = done
         self._started = time.monotonic()
         self._trends: dict[str, Trend] = {}
@@ -144,21 +160,28 @@ class Meter:
         self.done = done
         for name, value in metrics.items():
             self._trends.setdefault(name, Trend()).add(value)
+        self.look()
+
+    def look(self) -> None:
+        """Print a line where there is no live one, and the last is old enough."""
         if self._live is None and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + self._between
             self._print()
 
     def close(self) -> None:
         """Leave the last state on the screen."""
+        if self._phases is not None:
+            self._phases.watcher = None
         if self._live is not None:
             self._live.stop()
         else:
             self._print()
 
     def text(self) -> str:
-        """Phase, steps and time, without a bar."""
+        """Stage, steps, phase and time, without a bar."""
         of = f"/{self.total}" if self.total is not None else ""
-        return f"{self.phase} {self.done}{of}  {self._clock()}"
+        phase = self._phases.now if self._phases is not None else None  # read once: training changes it meanwhile
+        return f"{self.stage} {self.done}{of}{f', {phase}' if phase else ''}  {self._clock()}"
 
     def metrics(self) -> str:
         """Metrics with their trends."""
@@ -200,9 +223,11 @@ class Trend:
 
 
 def total_of(trainer: Trainer) -> int | None:
-    """Steps of the phase that the trainer is in; None where nobody knows."""
+    """Steps of the stage that the trainer is in; None where nobody knows."""
     if trainer.state.stage == RunningStage.TRAINING:
-        bounds = [trainer.max_steps if trainer.max_steps >= 0 else math.inf]
+        # How many iterations the optimizer steps of `max_steps` take is not known before they are done.
+        is_bounded = trainer.max_steps >= 0 and not counts_iterations(trainer.lightning_module)
+        bounds = [trainer.max_steps if is_bounded else math.inf]
         if trainer.max_epochs is not None and trainer.max_epochs >= 0 and math.isfinite(trainer.num_training_batches):
             bounds.append(
                 trainer.max_epochs * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)

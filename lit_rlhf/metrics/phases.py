@@ -49,6 +49,8 @@ class Phases:
         self.now: Phase | None = None
         self.watcher: Callable[[], None] | None = None
         """Called whenever there is news: a phase has begun or has come further."""
+        self.totals: defaultdict[str, float] = defaultdict(float)
+        """Seconds of each phase since this was made, by name."""
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._tokens: defaultdict[tuple[str, str], int] = defaultdict(int)  # by (what is fast or slow, phase)
 
@@ -71,7 +73,9 @@ class Phases:
         finally:
             self.now = None
         # Not in `finally`: a device that has failed would raise once more and hide why.
-        self._seconds[name] += _seconds_on_device() - begin
+        spent = _seconds_on_device() - begin
+        self._seconds[name] += spent
+        self.totals[name] += spent
 
     def progress(self, done: int, total: int) -> None:
         """Say how far the phase is.

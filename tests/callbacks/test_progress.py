@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lit_rlhf.callbacks import progress
 from lit_rlhf.callbacks.progress import Meter, Progress, Trend
+from lit_rlhf.metrics.phases import Phases
 
 
 @pytest.fixture
@@ -98,3 +99,45 @@ def test_the_line_ends_before_an_error(train, policy):
     with pytest.raises(KeyError):
         train(policy(1, KeyError("x")), bar, enable_progress_bar=True)
     assert bar._meter is None
+
+
+def test_iterations_are_counted_not_optimizer_steps(iterate, rollouts, capsys):
+    iterate(rollouts(), Progress(0), enable_progress_bar=True, max_epochs=2)
+    lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if "," not in line] == [f"training {n}/6" for n in (1, 2, 3, 4, 5, 6, 6)]
+
+
+def test_optimizer_steps_do_not_say_how_many_iterations_there_will_be(iterate, rollouts, capsys):
+    iterate(rollouts(), Progress(0), enable_progress_bar=True, max_epochs=-1, max_steps=4)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("training 2  0:0")
+
+
+def test_a_plain_line_names_the_phase(iterate, rollouts, capsys):
+    iterate(rollouts(), Progress(0), enable_progress_bar=True, num=1)
+    lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        *("training 0/1, rollout", "training 0/1, rollout 3/3", "training 0/1, update", "training 1/1", "training 1/1")
+    ]
+
+
+def test_a_live_line_names_the_phase(clock):
+    terminal, phases = io.StringIO(), Phases()
+    meter = Meter("training", 10, 3, 5, Console(file=terminal, force_terminal=True, width=100), phases)
+    with phases("score"):
+        meter._live.refresh()
+    meter.close()
+    shown = terminal.getvalue()
+    assert shown.index("training 3/10, score") < shown.rindex("training 3/10  0:00")
+
+
+def test_the_phases_of_the_next_run_are_not_watched_by_the_last(iterate, rollouts):
+    module = rollouts()
+    iterate(module, Progress(1e9), enable_progress_bar=True)
+    assert module.phases.watcher is None
+
+
+def test_a_resumed_run_counts_on(iterate, rollouts, tmp_path, capsys):
+    iterate(rollouts(), max_epochs=1).save_checkpoint(tmp_path / "cut.ckpt")
+    capsys.readouterr()
+    iterate(rollouts(), Progress(0), enable_progress_bar=True, max_epochs=2, ckpt_path=tmp_path / "cut.ckpt")
+    assert capsys.readouterr().out.startswith("training 3/6, rollout")

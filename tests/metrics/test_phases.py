@@ -35,6 +35,7 @@ def test_seconds_and_tokens_per_second_then_all_begins_anew(clock):
         "train/tokens_per_second": 20.0,
     }
     assert phases.report() == {}
+    assert phases.totals == {"rollout": 3.0, "update": 3.0}, "which a report does not touch"
 
 
 def test_what_is_on_and_how_far_it_is():
