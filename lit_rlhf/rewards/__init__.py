@@ -7,9 +7,16 @@ from importlib import import_module
 
 _PUBLIC = {
     "AttachedReward": "reward",
+    "ExactAnswer": "verifiable",
+    "FormatMatch": "verifiable",
     "FunctionReward": "function",
     "HttpReward": "http",
+    "KeywordCount": "shape",
+    "LengthTarget": "shape",
     "ModelReward": "model",
+    "OverlongPenalty": "shape",
+    "RegexMatch": "verifiable",
+    "RepetitionPenalty": "shape",
     "Reward": "reward",
     "Sample": "reward",
     "ScoredSamples": "scores",
@@ -21,9 +28,16 @@ _PUBLIC = {
 
 __all__ = [
     "AttachedReward",
+    "ExactAnswer",
+    "FormatMatch",
     "FunctionReward",
     "HttpReward",
+    "KeywordCount",
+    "LengthTarget",
     "ModelReward",
+    "OverlongPenalty",
+    "RegexMatch",
+    "RepetitionPenalty",
     "Reward",
     "Sample",
     "ScoredSamples",

@@ -158,7 +158,7 @@ def test_scores_that_are_no_numbers_are_refused(run, policy, tiny_tokenizer):
     model = load_reward_model(run)
     model.score.weight.data.fill_(torch.nan)
     reward = attached(model, policy, tiny_tokenizer, normalise=False)
-    with pytest.raises(ValueError, match="train:3: reward .* gave nan; it must give a finite number"):
+    with pytest.raises(ValueError, match=r"train:3: reward .* gave nan; it must give a finite number"):
         reward([Sample("", "", (), [7, 8], [9, 10], row="train:3")])
     with pytest.raises(ValueError, match="train:4: prompt and response need a token each"):
         reward([Sample("", "", (), [7, 8], [], row="train:4")])
