@@ -22,7 +22,6 @@ Where we depart, and why (docs/algorithms/ppo.md has the reasons at length):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,44 +33,35 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_rlhf.losses.advantages import gae, length_adaptive_lambda, token_rewards, whiten
-from lit_rlhf.losses.kl import adapted_kl_coef, kl_k1, kl_k2, kl_k2_loss, kl_k3, kl_k3_loss
-from lit_rlhf.losses.policy_gradient import clipped_policy_loss, importance_weights
+from lit_rlhf.losses.advantages import gae, length_adaptive_lambda, token_rewards
+from lit_rlhf.losses.kl import kl_k2_loss, kl_k3, kl_k3_loss
+from lit_rlhf.losses.policy_gradient import clipped_policy_loss
 from lit_rlhf.losses.values import clipped_value_loss
-from lit_rlhf.metrics.data import DATA_METRICS, data_sums
-from lit_rlhf.metrics.means import Means
-from lit_rlhf.metrics.phases import Phases
-from lit_rlhf.metrics.rollouts import RolloutMeter
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.building import build_policy
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.heads.critic import ActorCritic, add_critic
 from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.options import BackboneConfig, CriticOptions
-from lit_rlhf.models.tokenizers import policy_tokenizer
-from lit_rlhf.ranks import gather_rows
 from lit_rlhf.rewards import WeightedReward
 from lit_rlhf.rewards.start import reward_start
-from lit_rlhf.rollout.cached_sampler import CachedSampler
-from lit_rlhf.rollout.collecting import Collector, ScoredRollouts, watched_responses
-from lit_rlhf.rollout.evaluating import held_out
+from lit_rlhf.rollout.collecting import ScoredRollouts
 from lit_rlhf.rollout.experience import Experience
-from lit_rlhf.rollout.learning import Learnt, TokenLosses, learn
-from lit_rlhf.rollout.measuring import measure
+from lit_rlhf.rollout.iterations import Iterations, texts_of
+from lit_rlhf.rollout.learning import TokenLosses
+from lit_rlhf.rollout.measuring import measure, whitened_over_ranks
 from lit_rlhf.rollout.options import AdvantageOptions, ClipOptions, KLOptions, ScoreOptions, UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, packed_values
 from lit_rlhf.rollout.sampling import Sampler, SamplingOptions
-from lit_rlhf.rollout.shaping import ScoreShaper
 from lit_rlhf.schedules import ParameterGroup, WarmupDecay, optimization
 from lit_rlhf.types import Forest, Instructions, PromptAndTextBatch, PromptBatch
 
 _CRITIC, _SAMPLING, _KL = CriticOptions(), SamplingOptions(), KLOptions()
 _SCORES, _ADVANTAGES, _CLIPPING, _UPDATES = ScoreOptions(), AdvantageOptions(), ClipOptions(), UpdateOptions()
-_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 _KL_LOSSES = {"k2": kl_k2_loss, "k3+": kl_k3_loss}
 _WATCHED = (
     *("policy_loss", "value_loss", "approx_kl", "clip_fraction_low", "clip_fraction_high", "dual_clip_fraction"),
-    *("value_clip_fraction", "entropy", "ptx_loss", *DATA_METRICS),
+    *("value_clip_fraction", "entropy", "ptx_loss"),
 )
 
 
@@ -129,27 +119,19 @@ class PPOModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if sampling.temperature <= 0.0:
-            raise ValueError("sampling.temperature is 0: PPO learns from samples, so it must be above 0; 1 is usual")
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds what was trained, not the frozen base
         self.backbone: BackboneConfig | Backbone | PreTrainedModel | PeftModel
         self.__dict__["backbone"] = backbone  # unregistered: its weights are those of self.model
         self.model: ActorCritic
-        self.critic, self.sampling, self.kl, self.scores = critic, sampling, kl, scores
+        self.reference_model = reference_model
+        self.rewards, self.critic, self.kl = rewards, critic, kl
         self.advantages, self.clipping, self.updates = advantages, clipping, updates
         self.vf_coef, self.entropy_coef, self.ptx_coef = vf_coef, entropy_coef, ptx_coef
-        self.reference_model = reference_model
-        self.optimizer, self.lr_scheduler, self.tokenizer, self.seed = optimizer, lr_scheduler, tokenizer, seed
-        self.phases = Phases()
-        self.collector = Collector(sampler or CachedSampler(), sampling, rewards, seed, self.phases)
-        self.shaper = ScoreShaper(scores)
-        self.kl_coef: Tensor
-        self.iteration: Tensor
-        self.register_buffer("kl_coef", torch.tensor(kl.coef))
-        self.register_buffer("iteration", torch.tensor(0))
-        self.train_means = Means(_WATCHED)
-        self.meter, self.eval_meter = RolloutMeter(), RolloutMeter()
+        self.temperature = sampling.temperature
+        self.optimizer, self.lr_scheduler, self.tokenizer = optimizer, lr_scheduler, tokenizer
+        self.iterations = Iterations(rewards, sampling, sampler, kl, scores, updates, seed, _WATCHED)
+        self.phases = self.iterations.phases
 
     def configure_model(self) -> None:
         """Load the backbone with its roles, here and not earlier, so that a Trainer has its devices by then."""
@@ -158,9 +140,8 @@ class PPOModule(LightningModule):
         device = root_device(self)
         backbone = build_policy(self.backbone, self.reference_model, device=device)
         config = self.backbone if isinstance(self.backbone, BackboneConfig) else None
-        start = reward_start(self.collector.rewards) if self.critic.init_from == "reward" else None
-        self.model = add_critic(backbone, self.critic, start, config=config, device=device)
-        self.collector.open(backbone, policy_tokenizer(self, self.tokenizer, backbone), device)
+        self.model = add_critic(backbone, self.critic, reward_start(self.rewards), config=config, device=device)
+        self.iterations.open(self, backbone, self.tokenizer, device)
 
     def forward(self, forest: Forest) -> Tensor:
         """Values (N,) of the states that the scored tokens of a forest were chosen in."""
@@ -168,75 +149,46 @@ class PPOModule(LightningModule):
 
     def training_step(self, batch: PromptBatch | PromptAndTextBatch, batch_idx: int) -> None:
         """Prompts -> responses -> scores -> token rewards -> advantages -> passes of clipped updates."""
-        prompts, texts = (batch.prompts, batch.texts) if isinstance(batch, PromptAndTextBatch) else (batch, None)
-        self.train_means.update(data_sums(prompts.notes, len(prompts.prompts)))
-        scored = self.collector(self.model.backbone, prompts.prompts, f"iteration {int(self.iteration)}")
-        with self.phases("score"):
-            experience = self._experience(scored)
-        with self.phases("update"):
-            learnt = self._learn(experience, () if texts is None else texts.micro_batches)
-        self._end_iteration(learnt)
+        scored = self.iterations.collect(self.model.backbone, batch)
+        experience = self._experience(scored)
+        losses_of = partial(self._losses, experience=experience)
+        learnt = self.iterations.learn(self, scored.rollouts, losses_of, texts_of(batch), self._text_losses)
+        self.iterations.end(self, learnt)
 
     @torch.no_grad()
     def _experience(self, scored: ScoredRollouts) -> Experience:
         """What is known of responses and their scores to what they teach: rewards of tokens, then advantages."""
-        rollouts, mask, kl = scored.rollouts, scored.rollouts.response_mask, self.kl
-
-        def read(forest: Forest) -> tuple[Tensor, ...]:
-            said = self.model(forest, temperature=self.sampling.temperature)
-            with self.model.backbone.role("reference"):
-                reference = self.model.backbone.token_logprobs(forest, temperature=self.sampling.temperature)
-            return said.logprobs, reference.logprobs, said.values, said.entropy
-
-        logprobs, ref_logprobs, values, entropy = measure(rollouts, self.updates.token_budget, read, num_columns=4)
-        divergence = _of_tokens(_ESTIMATORS[kl.estimator], logprobs, ref_logprobs)
-        shaped = self.shaper(scored.scores, rollouts, self.sampling.max_new_tokens)
-        rewards = token_rewards(shaped, divergence, mask, kl_coef=float(self.kl_coef))
-        options = self.advantages
+        rollouts, mask, options = scored.rollouts, scored.rollouts.response_mask, self.advantages
+        with self.phases("score"):
+            logprobs, ref_logprobs, values, entropy = measure(rollouts, self.updates.token_budget, self._read, 4)
+        divergence = self.iterations.divergence(logprobs, ref_logprobs)
+        shaped = self.iterations.shaped_scores(scored)
+        rewards = token_rewards(shaped, divergence, mask, kl_coef=float(self.iterations.kl_coef))
         gae_lambda: float | Tensor = options.gae_lambda
         if options.length_alpha is not None:
             gae_lambda = length_adaptive_lambda(rollouts.lengths, alpha=options.length_alpha)
         advantages, returns = gae(
             rewards, values, mask, gamma=options.gamma, gae_lambda=gae_lambda, value_lambda=options.value_lambda
         )
-        importance = torch.ones_like(logprobs)
-        cap = self.updates.importance_cap or (None if self.collector.sampler.is_exact else 2.0)
-        if cap is not None:
-            importance = _of_tokens(importance_weights, logprobs, rollouts.logprobs, cap=cap)
-        k1, k3 = _of_tokens(kl_k1, logprobs, ref_logprobs), _of_tokens(kl_k3, logprobs, ref_logprobs)
-        self.meter.add(
-            mask,
-            watched_responses(scored),
-            {
-                **{"kl": k1, "kl_k3": k3, "entropy": entropy, "values": values, "returns": returns},
-                **{"advantages": advantages, "sampler_kl": rollouts.logprobs - logprobs},
-            },
-        )
+        more = {"entropy": entropy, "values": values, "returns": returns, "advantages": advantages}
+        self.iterations.watch(scored, logprobs, ref_logprobs, **more)
         if options.whiten:
-            everyone = gather_rows(advantages[mask][:, None])[0].double()
-            mean, var = everyone.mean().float(), everyone.var(correction=0).float()
-            advantages = whiten(advantages, mask, mean=mean, var=var)
-        return Experience(rollouts, logprobs, ref_logprobs, values, entropy, advantages, returns, importance)
+            advantages = whitened_over_ranks(advantages, mask)
+        importance = self.iterations.importance(rollouts, logprobs)
+        return Experience(rollouts, logprobs, ref_logprobs, values, advantages, returns, importance)
 
-    def _learn(self, experience: Experience, texts: Sequence[Instructions]) -> Learnt:
-        """Passes over the responses, minibatch by minibatch."""
-        mask, finished = experience.rollouts.response_mask, experience.rollouts.finished[:, None]
-        return learn(
-            self,
-            experience.rollouts,
-            partial(self._losses, experience=experience),
-            updates=self.updates,
-            learnt=mask & finished if self.scores.ignore_unfinished else mask,
-            key=f"{self.seed}:{int(self.iteration)}",
-            texts=texts,
-            text_losses_of=self._text_losses,
-        )
+    def _read(self, forest: Forest) -> tuple[Tensor, ...]:
+        """What policy, reference and critic say of the scored tokens of a forest."""
+        said = self.model(forest, temperature=self.temperature)
+        with self.model.backbone.role("reference"):
+            reference = self.model.backbone.token_logprobs(forest, temperature=self.temperature)
+        return said.logprobs, reference.logprobs, said.values, said.entropy
 
     def _losses(self, micro_batch: RolloutMicroBatch, experience: Experience) -> TokenLosses:
         """Clipped policy loss, clipped value loss, and what is added to them, of each token."""
         pick = partial(packed_values, rollouts=experience.rollouts, micro_batch=micro_batch)
-        clipping, temperature = self.clipping, self.sampling.temperature
-        said = self.model(micro_batch.forest, temperature=temperature, entropy_gradient=self.entropy_coef > 0.0)
+        clipping = self.clipping
+        said = self.model(micro_batch.forest, temperature=self.temperature, entropy_gradient=self.entropy_coef > 0.0)
         old_logprobs = pick(experience.logprobs)
         policy = clipped_policy_loss(
             said.logprobs,
@@ -259,50 +211,29 @@ class PPOModule(LightningModule):
             **{"clip_fraction_low": policy.is_clipped_low, "clip_fraction_high": policy.is_clipped_high},
             **{"dual_clip_fraction": policy.is_dual_clipped, "value_clip_fraction": value.is_clipped},
         }
-        self.train_means.update({name: (column.detach().sum(), len(column)) for name, column in seen.items()})
+        self.iterations.means.update({name: (column.detach().sum(), len(column)) for name, column in seen.items()})
         self.phases.count("train", micro_batch.forest.num_tokens)
-        if int(self.iteration) < self.critic.warmup_iterations:
+        if int(self.iterations.number) < self.critic.warmup_iterations:
             losses = 0.0 * losses
         return TokenLosses(losses + self.vf_coef * value.losses, moved, policy.ratios.detach())
 
     def _text_losses(self, texts: Instructions) -> Tensor:
         """Negative log-likelihood of the tokens of texts to imitate, by ``ptx_coef``."""
         losses = -self.model.backbone.token_logprobs(texts.forest).logprobs
-        self.train_means.update({"ptx_loss": (losses.detach().sum(), len(losses))})
+        self.iterations.means.update({"ptx_loss": (losses.detach().sum(), len(losses))})
         return self.ptx_coef * losses
 
-    def _end_iteration(self, learnt: Learnt) -> None:
-        """Move the KL coefficient and the schedule, and log; all before a checkpoint may be saved."""
-        found = {f"rollout/{name}": value for name, value in self.meter.compute().items()}
-        train = {f"train/{name}": value for name, value in self.train_means.compute().items()}
-        self.train_means.reset()
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        train |= {
-            **{"train/num_updates": learnt.num_updates, "train/ratio_max": learnt.ratio_max},
-            **{"train/grad_norm": learnt.grad_norm, "train/lr": rate},
-        }
-        self.log_dict({**found, **train, **self.phases.report(), "rollout/kl_coef": self.kl_coef.clone()})
-        if self.kl.target is not None and "rollout/kl" in found:
-            observed, number = float(found["rollout/kl"]), int(found["rollout/num_responses"])
-            target, horizon = self.kl.target, self.kl.horizon
-            coef = adapted_kl_coef(float(self.kl_coef), observed, target=target, num_responses=number, horizon=horizon)
-            self.kl_coef.fill_(coef)
-        schedule = self.lr_schedulers()
-        if schedule is not None:
-            schedule.step()
-        self.iteration += 1
-
     def validation_step(self, batch: PromptBatch | PromptAndTextBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """Responses to held-out prompts, the same random numbers each time, with their scores and divergences."""
-        return self._answer(batch, batch_idx)
+        """Responses to held-out prompts, with their scores and divergences."""
+        return self.iterations.answer(self.model.backbone, batch, batch_idx)
 
     def test_step(self, batch: PromptBatch | PromptAndTextBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The same of test prompts."""
-        return self._answer(batch, batch_idx)
+        """Responses to test prompts, with their scores and divergences."""
+        return self.iterations.answer(self.model.backbone, batch, batch_idx)
 
     def predict_step(self, batch: PromptBatch | PromptAndTextBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One row per response: prompt, response, score, its parts, divergence and length."""
-        return self._answer(batch, batch_idx)
+        return self.iterations.answer(self.model.backbone, batch, batch_idx)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer with a group for the policy and one for the critic, and one schedule."""
@@ -318,11 +249,11 @@ class PPOModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all held-out prompts."""
-        self._log_held_out("val")
+        self.iterations.log_held_out(self, "val")
 
     def on_test_epoch_end(self) -> None:
         """Log the means over all test prompts."""
-        self._log_held_out("test")
+        self.iterations.log_held_out(self, "test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained and what the next iteration depends on; leave the frozen base out."""
@@ -332,25 +263,3 @@ class PPOModule(LightningModule):
         """Refuse a checkpoint that lacks trained weights of this model."""
         self.configure_model()
         refuse_foreign(checkpoint, self.model, "model.")
-
-    def _answer(self, batch: PromptBatch | PromptAndTextBatch, batch_idx: int) -> list[dict[str, Any]]:
-        prompts = batch.prompts if isinstance(batch, PromptAndTextBatch) else batch
-        return held_out(
-            self.collector,
-            self.model.backbone,
-            prompts.prompts,
-            self.eval_meter,
-            key=f"held-out {batch_idx}",
-            token_budget=self.updates.token_budget,
-        )
-
-    def _log_held_out(self, stage: str) -> None:
-        found = self.eval_meter.compute()
-        shown = ("score", "kl")
-        for name, value in found.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name in shown)
-
-
-def _of_tokens(function: Callable[..., Tensor], *columns: Tensor, **options: Any) -> Tensor:
-    """(L, R) a function of tokens, (N,) to (N,), of padded numbers."""
-    return function(*(column.flatten() for column in columns), **options).view_as(columns[0])

@@ -20,7 +20,6 @@ class Experience(NamedTuple):
         logprobs: under the policy that wrote them, by the trainer.
         ref_logprobs: under the reference.
         values: of the critic, before the update.
-        entropy: of the policy.
         advantages: whitened, where that is asked for.
         returns: what the values are to become.
         importance: weights that correct for a sampler that computes otherwise than the trainer.
@@ -30,7 +29,6 @@ class Experience(NamedTuple):
     logprobs: Tensor
     ref_logprobs: Tensor
     values: Tensor
-    entropy: Tensor
     advantages: Tensor
     returns: Tensor
     importance: Tensor

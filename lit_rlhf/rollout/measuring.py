@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_rlhf.losses.advantages import whiten
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.ranks import num_ranks, sum_over_ranks
+from lit_rlhf.ranks import gather_rows, num_ranks, sum_over_ranks
 from lit_rlhf.rollout.packing import pack, padded_values
 from lit_rlhf.types import Forest, Rollouts
 
@@ -86,3 +87,16 @@ def token_weights(
     total = counted.sum() if average == "tokens" else (lengths > 0).sum()
     weights = counted if average == "tokens" else counted / lengths.clamp(min=1.0)
     return weights * num_ranks() / sum_over_ranks(total.float()).clamp(min=1.0)
+
+
+def whitened_over_ranks(values: Tensor, mask: Tensor) -> Tensor:
+    """(L, R) numbers of tokens brought to mean 0 and standard deviation 1 over all ranks; 0 outside of the mask.
+
+    Args:
+        values: (L, R).
+        mask: (L, R) bool, True = counts.
+    """
+    everyone = gather_rows(values[mask][:, None])[0].double()
+    if not len(everyone):
+        return values
+    return whiten(values, mask, mean=everyone.mean().float(), var=everyone.var(correction=0).float())
