@@ -10,7 +10,6 @@ Shape letters: L responses, R tokens of the longest one, B living rows, H hidden
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.layers.lm_head import head_parameters
 from lit_rlhf.models.loading import evaluating
 from lit_rlhf.rollout.draws import draw, uniforms
+from lit_rlhf.rollout.forest_decoder import ForestDecoder
 from lit_rlhf.rollout.padded_decoder import PaddedDecoder
 from lit_rlhf.rollout.sampling import SamplingRequest
 from lit_rlhf.rollout.stopping import Stopping
@@ -110,22 +110,26 @@ class _Responses:
         """Draw the responses with these numbers."""
         owners = [row // self.request.options.num_responses for row in batch]
         prompts = list(dict.fromkeys(self.request.prompts[owner].tokens for owner in owners))
-        copies = [prompts.index(self.request.prompts[owner].tokens) for owner in owners]
-        decoder = PaddedDecoder(self.backbone, prompts, copies)
+        number_of = {prompt: number for number, prompt in enumerate(prompts)}
+        copies = [number_of[self.request.prompts[owner].tokens] for owner in owners]
+        decoder: ForestDecoder | PaddedDecoder
+        if self.backbone.layout == "forest":
+            decoder = ForestDecoder(self.backbone, prompts, copies, self.request.options.max_new_tokens)
+        else:
+            decoder = PaddedDecoder(self.backbone, prompts, copies)
         rows = torch.tensor(batch, device=self.lengths.device)
         while True:
-            living = self._grow(rows, self._logits(decoder.states))
-            if not len(living):
+            living = self._grow(rows, self._logits(decoder.states)).tolist()
+            if not living:
                 return
             if len(living) < len(rows):
-                decoder.keep(living)
-                rows = rows[living]
+                rows = rows[decoder.keep(living)]
             decoder.step(self.tokens[rows, self.lengths[rows] - 1])
 
     def _logits(self, states: Tensor) -> Tensor:
         """Logits (B, V) float32 of hidden states (B, H)."""
         logits = nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias)
-        return cast(Tensor, self.backbone.transform(logits)) if self.backbone.transform is not None else logits.float()
+        return self.backbone.transform(logits) if self.backbone.transform is not None else logits.float()
 
     def _grow(self, rows: Tensor, logits: Tensor) -> Tensor:
         """Add a token to each of ``rows`` (B,); returns the indices within ``rows`` of those that go on."""

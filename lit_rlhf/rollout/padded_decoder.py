@@ -20,10 +20,10 @@ class PaddedDecoder:
     Args:
         backbone: computes in the role that it plays.
         prompts: token ids of each prompt, each computed once.
-        copies: number of the prompt of each row (B).
+        owners: number of the prompt of each response (B).
     """
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> None:
+    def __init__(self, backbone: Backbone, prompts: Sequence[Sequence[int]], owners: Sequence[int]) -> None:
         self._decoder = backbone.base.get_decoder()
         self._cache = DynamicCache(config=backbone.base.config)
         device = backbone.base.device
@@ -33,12 +33,14 @@ class PaddedDecoder:
         self._mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
         self._positions = lengths - 1
         self.states = self._forward(tokens, (self._mask.cumsum(1) - 1).clamp_(min=0))
-        self.keep(torch.tensor(copies, device=device))
+        self.keep(owners)
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows (int64) alone; a row may be named more than once."""
+    def keep(self, living: Sequence[int]) -> Sequence[int]:
+        """Go on with these rows alone, in this order; a row may be named more than once. Returns the order."""
+        rows = torch.tensor(living, device=self.states.device)
         self._cache.batch_select_indices(rows)
         self._mask, self._positions, self.states = self._mask[rows], self._positions[rows], self.states[rows]
+        return living
 
     def step(self, tokens: Tensor) -> None:
         """Append tokens (B,) int64; ``states`` (B, H) become those of the new tokens."""

@@ -17,7 +17,7 @@ Shape letters: T tokens in the row, Q queries and K keys of one run, D head dime
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -28,6 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lit_rlhf.models.layers.cached_attention import CachedRows
 from lit_rlhf.models.layers.run_attention import attend_runs
 from lit_rlhf.types import Forest
 
@@ -40,6 +41,10 @@ _VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 Read = Literal["all", "predictors", "ends"]
 """Whose hidden states are read: all tokens', those that predict a scored one, or the last of every sequence."""
+
+
+Keep = Callable[[int, Tensor, Tensor], None]
+"""Takes the number of a layer, its keys and its values."""
 
 
 class Run(NamedTuple):
@@ -63,6 +68,7 @@ class ForestLayout:
         forest: the packed row.
         queries: which tokens are queries; ``predictors`` are those of whole leaves. All keys stay.
         read: which hidden states will be read, so that the last layer may leave out all other queries.
+        keep: takes the number of each layer, its keys and its values (1, heads, T, D) as they pass; None = nobody does.
 
     Attributes:
         runs: cover all queries in order.
@@ -70,11 +76,12 @@ class ForestLayout:
         last_layer: the layout of the last layer.
     """
 
-    def __init__(self, forest: Forest, *, queries: Read = "all", read: Read = "all") -> None:
+    def __init__(self, forest: Forest, *, queries: Read = "all", read: Read = "all", keep: Keep | None = None) -> None:
+        self.keep = keep
         self.runs = _runs(forest, queries)
         self.device = forest.tokens.device
         self.rows = None if queries == "all" else _query_rows(self.runs).to(self.device, non_blocking=True)
-        self.last_layer: ForestLayout | None = None if read == "all" else ForestLayout(forest, queries=read)
+        self.last_layer: ForestLayout | None = None if read == "all" else ForestLayout(forest, queries=read, keep=keep)
         self.windows: set[int | None] = set()  # that layers asked for
         self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor | None] = {}
         self._varlen: tuple[_Varlen, _Varlen | None] | None = None
@@ -221,7 +228,7 @@ def forest_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    forest_layout: ForestLayout | None = None,
+    forest_layout: ForestLayout | CachedRows | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **kwargs: Any,
@@ -236,7 +243,8 @@ def forest_attention(
         attention_mask: ignored with a layout; without one, the mask of ordinary rows.
         dropout: probability, while training.
         scaling: of the scores; 1 / sqrt(D) where None.
-        forest_layout: who sees whom; None = ordinary rows (generation, the padded layout).
+        forest_layout: who sees whom; None = ordinary rows (generation, the padded layout). With cached rows, a query
+            sees the cache.
         sliding_window: the latest tokens that a query sees, in tokens of its sequence; None = all.
         softcap: scores become ``softcap * tanh(scores / softcap)``; None = off.
         **kwargs: what transformers passes besides.
@@ -255,6 +263,11 @@ def forest_attention(
             return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
         mask = _row_mask(query, key, attention_mask)
         return _attend(query, key, value, mask, dropout, scaling, softcap).transpose(1, 2).contiguous(), None
+    if isinstance(forest_layout, CachedRows):
+        layer = cast(int, module.layer_idx)
+        return forest_layout.attend(layer, query, key, value, scaling, sliding_window, softcap), None
+    if forest_layout.keep is not None:
+        forest_layout.keep(cast(int, module.layer_idx), key, value)
     forest_layout.windows.add(sliding_window)
     if softcap is None and dropout == 0.0 and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _attend_varlen(query, key, value, forest_layout, scaling, sliding_window)[None], None
