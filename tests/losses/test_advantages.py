@@ -71,7 +71,7 @@ def test_gae_by_hand():
 @settings(deadline=None)
 @given(padded(), GARBAGE)
 def test_garbage_in_pads_changes_no_number(table, garbage):
-    """verl#50: values that are not masked before the recursion leak into it."""
+    """verl#50: values that are not masked before the recursion leak into it. AReaL#1346: pads that a mean counts."""
     mask, rewards, values = table
     dirty = [torch.where(mask, each, garbage) for each in (rewards, values)]
     for clean_one, dirty_one in (

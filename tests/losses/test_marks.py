@@ -12,7 +12,7 @@ LOSSES = {name: loss for name, loss in vars(lit_rlhf.losses).items() if name.end
 
 
 def test_there_are_all_losses():
-    assert len(LOSSES) == 28
+    assert len(LOSSES) == 34
 
 
 def test_who_carries_which():

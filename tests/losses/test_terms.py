@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_rlhf import losses
-from lit_rlhf.losses import reward
+from lit_rlhf.losses import kl, policy_gradient, reward, values
 from lit_rlhf.losses.divergences import forward_kl_scores, reverse_kl_scores
 from lit_rlhf.losses.terms import (
     LossTerm,
@@ -22,8 +22,9 @@ from lit_rlhf.losses.terms import (
 LENGTHS = [2, 3, 1, 4]
 SEQUENCES = torch.arange(4).repeat_interleave(torch.tensor(LENGTHS))
 CHOSEN, REJECTED = torch.tensor([1, 2]), torch.tensor([0, 3])
+OTHERS = {module.__name__ for module in (reward, kl, policy_gradient, values)}
 PREFERENCE_LOSSES = [
-    name for name in losses.__all__ if name.endswith("_loss") and vars(losses)[name].__module__ != reward.__name__
+    name for name in losses.__all__ if name.endswith("_loss") and vars(losses)[name].__module__ not in OTHERS
 ]
 
 

@@ -22,7 +22,7 @@ def test_equals_a_slow_loop(tokens):
 
 
 def test_by_hand():
-    """Old value 0, clip 0.2, return 1. At 1: (0.2 - 1)^2 / 2 = 0.32. At -1, the wrong way: 2^2 / 2. At 0.1: 0.9^2 / 2."""
+    """Old value 0, clip 0.2, return 1. At 1: (0.2 - 1)^2 / 2 = 0.32. At -1, the wrong way: 2^2 / 2. At 0.1: 0.405."""
     values = torch.tensor([1.0, -1.0, 0.1], requires_grad=True)
     got = clipped_value_loss(values, torch.zeros(3), torch.ones(3))
     torch.testing.assert_close(got.losses, torch.tensor([0.32, 2.0, 0.405]))
