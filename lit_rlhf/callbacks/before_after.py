@@ -44,7 +44,7 @@ def answers(prompts: Sequence[str], given: Sequence[Answer], moment: str) -> Tab
     table = _table(["prompt", f"answer ({moment})"])
     table.columns[0].style = "dim"
     for prompt, answer in zip(prompts, given, strict=True):
-        table.add_row(Text(shorten(prompt, 80, keep_end=True)), Text(shorten(_scored(answer), 160)))
+        table.add_row(Text(shorten(prompt, 60, keep_end=True)), Text(shorten(_scored(answer), 120)))
     return table
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich import get_console
+from rich.text import Text
 from torch import Tensor
 
 from lit_rlhf.callbacks.bands import DEFAULT_BANDS, Band, Series, as_state, from_state
@@ -82,11 +84,11 @@ class HealthBands(Callback):
         is_calm = not (found or self._open or any(self._outside.values()))
         self.is_healthy = trainer.strategy.reduce_boolean_decision(is_calm, all=True)
         for what, advice in found:
-            self.warnings.append(f"{what} ({moment(trainer)})")
-            rank_zero_info(f"WARNING {self.warnings[-1]}. {advice}")
+            self.warnings.append(f"{moment(trainer)}: {what}")
+            _say(f"{self.warnings[-1]}. {advice}")
         if self.action == "stop" and trainer.strategy.reduce_boolean_decision(bool(found), all=False):
             trainer.should_stop = True
-            rank_zero_info(f"The run stops here. {_way_back(trainer)}")
+            _say(f"The run stops here. {_way_back(trainer)}")
 
     def _fresh(self, trainer: Trainer) -> dict[str, float]:
         """The metrics of this batch. Lightning shows those of batches before as well, in the memory they had."""
@@ -124,13 +126,21 @@ class HealthBands(Callback):
                 yield f"{band.name}: {reading}", band.advice
             elif self._inside[band.name] >= band.patience and band.name in self._open:
                 self._open.remove(band.name)
-                rank_zero_info(f"{band.name}: no longer")
+                _say(f"No longer: {band.name}", is_bad=False)
 
 
 def is_healthy(trainer: Trainer) -> bool:
     """Whether all bands hold, as far as anyone watches."""
     watching: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return all(callback.is_healthy for callback in watching if isinstance(callback, HealthBands))
+
+
+@rank_zero_only
+def _say(text: str, is_bad: bool = True) -> None:
+    """Print a line above the progress line."""
+    console = get_console()
+    line = Text.assemble(("warning  " if is_bad else "", "bold red"), text)
+    console.print(line, soft_wrap=not console.is_terminal)
 
 
 def _way_back(trainer: Trainer) -> str:

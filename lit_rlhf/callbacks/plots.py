@@ -11,15 +11,30 @@ from lit_rlhf.callbacks.metrics_file import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _PLAIN = ("epoch", "step")
 _FIRST = (
-    *("loss", "rewards/accuracy", "rewards/margin", "sampled_score", "sampled_win_rate", "rewards", "kl"),
+    *(
+        "score",
+        "score_parts",
+        "loss",
+        "rewards/accuracy",
+        "rewards/margin",
+        "sampled_score",
+        "sampled_win_rate",
+        "rewards",
+        "kl",
+    ),
     *("scores/accuracy", "scores/margin", "scores"),
+    *("entropy", "length", "finished", "explained_variance"),
 )
 """Panels that come before the others."""
 
-_COLOURS = {"train": "#9db4c9", "val": "#c8553d", "chosen": "#2a7f62", "rejected": "#c8553d"}
+_SIDES = ("low", "high")
+"""``x_low`` and ``x_high`` are lines of the panel ``x``."""
+
+_COLOURS = {"train": "#9db4c9", "rollout": "#5b7fa6", "val": "#c8553d", "chosen": "#2a7f62", "rejected": "#c8553d"}
 
 
 class Plots(Callback):
@@ -57,6 +72,9 @@ def draw(folder: Path) -> list[Path]:
         _panel(figure.subplots(), name, lines)
         pictures.append(folder / "plots" / f"{name.replace('/', '_')}.png")
         figure.savefig(pictures[-1], dpi=120)
+    if path := score_against_kl(read_metrics(folder)):
+        pictures.append(folder / "plots" / "score_against_kl.png")
+        path.savefig(pictures[-1], dpi=120)
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns, 2.9 * rows), layout="constrained")
@@ -73,27 +91,80 @@ def draw(folder: Path) -> list[Path]:
 def curves(rows: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """Points (step, value) by panel and line: ``train/x`` and ``val/x`` share panel ``x``.
 
-    ``rewards/chosen`` and ``rewards/rejected`` share one, too, as do the buckets of ``x_by_length``; ``x/hh``, the part
-    of ``x`` from source ``hh``, is a line in the panel of ``x``. Panels in which nothing changes are left out.
+    ``rewards/chosen`` and ``rewards/rejected`` share one, too, as do the buckets of ``x_by_length``, ``x_low`` and
+    ``x_high``, all of ``time/``, and the ``rewards/`` that a score is the sum of; ``x/hh``, the part of ``x`` from
+    source ``hh``, is a line in the panel of ``x``. Panels in which nothing changes are left out.
     """
-    metrics = {metric for row in rows for metric in row}
+    metrics = {metric for row in rows for metric in row} - {*_PLAIN}
+    places = {metric: _place(metric, metrics) for metric in metrics}
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
-        for metric, value in row.items():
-            if metric in _PLAIN:
-                continue
-            split, _, name = metric.partition("/")
-            panel, _, side = name.rpartition("/")
-            whole = [known for known in metrics if metric.startswith(f"{known}/")]
-            if whole:
-                panel, line = whole[0].partition("/")[2], f"{split} {metric[len(whole[0]) + 1 :]}"
-            elif side in ("chosen", "rejected") or panel.endswith("_by_length"):
-                line = f"{split} {side}"
-            else:
-                panel, line = name or metric, split
-            panels.setdefault(panel, {}).setdefault(line, []).append((row["step"], value))
+        for metric in row.keys() & places:
+            panel, line = places[metric]
+            panels.setdefault(panel, {}).setdefault(line, []).append((row["step"], row[metric]))
     names = (*(name for name in _FIRST if name in panels), *sorted(panels.keys() - {*_FIRST}))
-    return {name: panels[name] for name in names if any(_moves(line) for line in panels[name].values())}
+    return {
+        name: dict(sorted(panels[name].items()))
+        for name in names
+        if any(_moves(line) for line in panels[name].values())
+    }
+
+
+def score_against_kl(rows: list[dict[str, float]]) -> Figure | None:
+    """The path of a run with rollouts: what score it has, at what distance from the reference.
+
+    Points are coloured by when they were: a path that goes on to the right without going up pays for nothing.
+
+    Args:
+        rows: as :func:`lit_rlhf.callbacks.metrics_file.read_metrics` gives them.
+
+    Returns:
+        The picture; None where fewer than two points are known.
+    """
+    paths = {
+        split: [(row["step"], row[f"{split}/kl"], row[f"{split}/score"]) for row in rows if _has_both(row, split)]
+        for split in ("rollout", "val")
+    }
+    if max(map(len, paths.values())) < 2:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    steps = [step for path in paths.values() for step, _, _ in path]
+    for split, path in paths.items():
+        if not path:
+            continue
+        when, kl, score = zip(*path, strict=True)
+        look = {"s": 46, "zorder": 3, "edgecolors": "black"} if split == "val" else {"s": 10, "alpha": 0.6}
+        axis.plot(kl, score, color="#888888", linewidth=1.2 if split == "val" else 0.4, zorder=1)
+        points = axis.scatter(kl, score, c=when, cmap="viridis", vmin=min(steps), vmax=max(steps), label=split, **look)
+    figure.colorbar(points, label="step")
+    axis.set(xlabel="KL from the reference (nats per response)", ylabel="score")
+    _tidy(axis)
+    return figure
+
+
+def _has_both(row: dict[str, float], split: str) -> bool:
+    return f"{split}/kl" in row and f"{split}/score" in row
+
+
+def _place(metric: str, metrics: set[str]) -> tuple[str, str]:
+    """Panel and line of a metric."""
+    split, _, name = metric.partition("/")
+    if split == "time":
+        return "seconds", f"time {name}"
+    if f"rollout/{name}" in metrics and name.startswith("rewards/"):
+        return "score_parts", f"{split} {name.removeprefix('rewards/')}"
+    if whole := [known for known in metrics if metric.startswith(f"{known}/")]:
+        return whole[0].partition("/")[2], f"{split} {metric[len(whole[0]) + 1 :]}"
+    panel, _, side = name.rpartition("/")
+    if side in ("chosen", "rejected") or panel.endswith("_by_length"):
+        return panel, f"{split} {side}"
+    stem, _, side = name.rpartition("_")
+    if side in _SIDES:
+        return stem, f"{split} {side}"
+    return name or metric, split
 
 
 def _moves(line: list[tuple[float, float]]) -> bool:
@@ -104,7 +175,7 @@ def _panel(axis: Axes, name: str, lines: dict[str, list[tuple[float, float]]]) -
     for line, points in lines.items():
         split, _, side = line.partition(" ")
         steps, values = zip(*points, strict=True)
-        held_out = split != "train"
+        held_out = split in ("val", "test")
         axis.plot(
             steps,
             values,
@@ -117,6 +188,10 @@ def _panel(axis: Axes, name: str, lines: dict[str, list[tuple[float, float]]]) -
         )
     axis.set_title(name, loc="left", fontsize=10)
     axis.set_xlabel("step", fontsize=8)
+    _tidy(axis)
+
+
+def _tidy(axis: Axes) -> None:
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)

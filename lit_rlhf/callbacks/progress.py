@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from rich import get_console
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar as Bar
@@ -122,7 +123,7 @@ class Meter:
         total: steps in all, None where unknown.
         done: steps done before it began.
         seconds_between_lines: as in :class:`Progress`.
-        console: where to; None = the standard output.
+        console: where to; None = the one that rich shares.
         phases: of an iteration; None = it has none.
     """
 
@@ -144,7 +145,7 @@ class Meter:
         self._trends: dict[str, Trend] = {}
         self._between = seconds_between_lines
         self._next_line = self._started + seconds_between_lines
-        self._console = console or Console()
+        self._console = console or get_console()  # what others print there stands above the live line
         self._live: Live | None = None
         if self._console.is_terminal:
             self._live = Live(get_renderable=self._line, console=self._console, refresh_per_second=4)

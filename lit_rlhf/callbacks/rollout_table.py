@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
+from rich import get_console
 
 from lit_rlhf.callbacks.before_after import Answer, answers, before_after
 from lit_rlhf.callbacks.iterations import iterations_done, moment
@@ -77,7 +77,7 @@ class RolloutTable(Callback):
         self._write(trainer, rows)
         if self.every_evaluation:
             when, few = self.shown[-1]
-            Console().print(answers([row["prompt"] for row in few], [_answer(row) for row in few], when))
+            get_console().print(answers([row["prompt"] for row in few], [_answer(row) for row in few], when))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the first responses beside the last."""
@@ -88,7 +88,7 @@ class RolloutTable(Callback):
         pairs = [(row, later[row["prompt"]]) for row in before if row["prompt"] in later]
         prompts = [row["prompt"] for row, _ in pairs]
         early, late = ([_answer(pair[side]) for pair in pairs] for side in range(2))
-        Console().print(before_after(prompts, early, late, (first, last)))
+        get_console().print(before_after(prompts, early, late, (first, last)))
 
     def _first(self, rows: list[Row]) -> list[Row]:
         """The first response to each of the first prompts."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
+from rich import get_console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
@@ -86,7 +86,7 @@ class SampleTable(Callback):
         """Answer for the last time and show the table."""
         self._answer(trainer, pl_module)
         if trainer.is_global_zero and len(self.samples) > 1:
-            Console().print(self.table(tokenizer_of(trainer, self.tokenizer)))
+            get_console().print(self.table(tokenizer_of(trainer, self.tokenizer)))
 
     def table(self, tokenizer: PreTrainedTokenizerBase) -> Table:
         """Prompts, the first answers and the last ones, side by side."""

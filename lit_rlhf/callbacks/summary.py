@@ -5,19 +5,27 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich import box
-from rich.console import Console, Group
+from rich import box, get_console
+from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from lit_rlhf.callbacks.health import HealthBands
+from lit_rlhf.callbacks.iterations import counts_iterations, moment, steps_done
+from lit_rlhf.metrics.phases import HasPhases
 from lit_rlhf.models.heads.reward_model import RewardModel
 
 _HEADLINES = (
+    "score",
+    "kl",
+    "length",
+    "finished",
     "sampled_win_rate",
     "sampled_score",
     "scores/accuracy",
@@ -56,7 +64,7 @@ class RunSummary(Callback):
     def __init__(self) -> None:
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
-        self._started, self._last_step = 0.0, 0
+        self._started, self._last = 0.0, ""
 
     def state_dict(self) -> dict[str, Any]:
         """The metrics that the end is compared with."""
@@ -73,7 +81,7 @@ class RunSummary(Callback):
             return
         trained = sum(weight.numel() for weight in pl_module.parameters() if weight.requires_grad)
         total = sum(weight.numel() for weight in pl_module.parameters())
-        Console().print(
+        get_console().print(
             f"[bold]{type(pl_module).__name__}[/bold] on {Path(pl_module.model.base.name_or_path).name}: "
             f"{_count(trained)} of {_count(total)} parameters are trained; everything goes to "
             f"[bold]{trainer.default_root_dir}[/bold]",
@@ -87,16 +95,34 @@ class RunSummary(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, 0)
         self.first = self.first or metrics
-        self.last, self._last_step = metrics, trainer.global_step
+        self.last, self._last = metrics, moment(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the last screen."""
         if trainer.is_global_zero:
+            phases = pl_module.phases.totals if isinstance(pl_module, HasPhases) else {}
             lines = _NEXT_REWARD if isinstance(pl_module.model, RewardModel) else _NEXT_POLICY
-            Console().print(self.screen(Path(trainer.default_root_dir), trainer.global_step, lines))
+            unit = "iterations" if counts_iterations(pl_module) else "steps"
+            done = f"{steps_done(trainer)} {unit}"
+            get_console().print(self.screen(Path(trainer.default_root_dir), done, lines, phases, _warnings(trainer)))
 
-    def screen(self, folder: Path, num_steps: int, lines: str = _NEXT_POLICY) -> Panel:
-        """The last screen, with what may be typed next."""
+    def screen(
+        self,
+        folder: Path,
+        done: str,
+        lines: str = _NEXT_POLICY,
+        phases: Mapping[str, float] | None = None,
+        warnings: Sequence[str] = (),
+    ) -> Panel:
+        """The last screen.
+
+        Args:
+            folder: of the run.
+            done: how far the run went, such as ``60 iterations``.
+            lines: what may be typed next.
+            phases: seconds of each phase.
+            warnings: what health bands said.
+        """
         seconds = int(time.monotonic() - self._started)
         parts: list[Any] = []
         if self.last:
@@ -107,18 +133,21 @@ class RunSummary(Callback):
         ]
         if (folder / "samples.jsonl").is_file():
             parts.append(Text.assemble(("answers           ", "bold"), str(folder / "samples.jsonl")))
+        if phases:
+            parts.append(Text.assemble(("time              ", "bold"), _shares(phases)))
+        parts += [Text.assemble(("warning           ", "bold red"), warning) for warning in warnings]
         parts += [
             "",
             Text("next", style="bold"),
             Text(lines.format(command=command(), folder=folder), style="cyan"),
         ]
-        title = f"done: {num_steps} steps in {seconds // 60}:{seconds % 60:02d}"
+        title = f"done: {done} in {_clock(seconds)}"
         return Panel(Group(*parts), title=title, title_align="left", box=box.ROUNDED, padding=(1, 2))
 
     def _table(self) -> Table:
         """First and last value of every held-out metric that has changed, the headlines on top."""
         table = Table(box=None, pad_edge=False)
-        for column in ("held-out", "before", f"after (step {self._last_step})"):
+        for column in ("held-out", "before", f"after ({self._last})"):
             table.add_column(column, justify="left" if column == "held-out" else "right", header_style="bold")
         last = {name.removeprefix("val/"): value for name, value in self.last.items()}
         for name in (*(name for name in _HEADLINES if name in last), *sorted(last.keys() - {*_HEADLINES})):
@@ -127,6 +156,21 @@ class RunSummary(Callback):
                 style = "bold" if name in _HEADLINES else "dim"
                 table.add_row(name, "-" if before is None else f"{before:.4g}", f"{after:.4g}", style=style)
         return table
+
+
+def _warnings(trainer: Trainer) -> list[str]:
+    watching: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [warning for callback in watching if isinstance(callback, HealthBands) for warning in callback.warnings]
+
+
+def _shares(phases: Mapping[str, float]) -> str:
+    """Time and share of each phase, evaluations included."""
+    total = max(sum(phases.values()), 1e-9)
+    return ", ".join(f"{name} {_clock(int(spent))} ({spent / total:.0%})" for name, spent in phases.items())
+
+
+def _clock(seconds: int) -> str:
+    return f"{seconds // 60}:{seconds % 60:02d}"
 
 
 def _count(number: int) -> str:

@@ -19,7 +19,7 @@ from lit_rlhf.callbacks.health import HealthBands
 def said(monkeypatch):
     """All lines that health bands print."""
     lines = []
-    monkeypatch.setattr(health, "rank_zero_info", lines.append)
+    monkeypatch.setattr(health, "_say", lambda text, is_bad=True: lines.append(text))
     return lines
 
 
@@ -35,9 +35,9 @@ def test_once_per_episode(iterate, rollouts, said):
     bands = HealthBands([far(patience=2)])
     iterate(rollouts(kls(1, 9, 1, 8, 9, 9, 9, 1, 9, 1, 1, 9, 9, 9)), bands, num=14)
     assert said == [
-        "WARNING the KL is high: rollout/kl is 9 (above 5) (iteration 5). Raise kl_coef.",
-        "the KL is high: no longer",
-        "WARNING the KL is high: rollout/kl is 9 (above 5) (iteration 13). Raise kl_coef.",
+        "iteration 5: the KL is high: rollout/kl is 9 (above 5). Raise kl_coef.",
+        "No longer: the KL is high",
+        "iteration 13: the KL is high: rollout/kl is 9 (above 5). Raise kl_coef.",
     ]
     assert len(bands.warnings) == 2
 
@@ -75,14 +75,14 @@ def test_what_is_not_a_number_is_said_of_any_metric(value, iterate, rollouts, sa
     logged = [{"train/own": x} for x in (1.0, value, value, 1.0, value)]
     iterate(rollouts(logged), HealthBands(), num=5)
     assert [line.split(". ")[0] for line in said] == [
-        f"WARNING train/own is {value} (iteration 2)",
-        f"WARNING train/own is {value} (iteration 5)",
+        f"iteration 2: train/own is {value}",
+        f"iteration 5: train/own is {value}",
     ]
 
 
 def test_what_is_not_a_number_does_not_spoil_what_follows(iterate, rollouts, said):
     iterate(rollouts(kls(float("nan"), 1, 9, 9)), HealthBands([far(patience=2)]), num=4)
-    assert said[-1].startswith("WARNING the KL is high")
+    assert said[-1].startswith("iteration 4: the KL is high")
 
 
 @pytest.mark.parametrize("fails_at", range(1, 8))
@@ -158,7 +158,14 @@ def test_bands_from_yaml(tmp_path):
 def test_a_preference_run_counts_in_steps(train, policy, said):
     band = Band("the loss is there", [Limit("train/loss", above=0.0)], "Nothing.", patience=1)
     train(policy(), HealthBands([band]), limit_val_batches=0)
-    assert re.fullmatch(r"WARNING the loss is there: train/loss is [\d.]+ \(above 0\) \(step 1\)\. Nothing\.", said[0])
+    assert re.fullmatch(r"step 1: the loss is there: train/loss is [\d.]+ \(above 0\)\. Nothing\.", said[0])
+
+
+def test_on_the_screen_a_warning_is_one_line(iterate, rollouts, capsys):
+    iterate(rollouts(kls(9)), HealthBands([far(patience=1)]), num=1)
+    assert capsys.readouterr().out == (
+        "warning  iteration 1: the KL is high: rollout/kl is 9 (above 5). Raise kl_coef.\n"
+    )
 
 
 def test_the_weights_are_those_of_a_run_that_nobody_watched(iterate, rollouts):
