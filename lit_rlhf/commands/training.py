@@ -29,13 +29,16 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lit_rlhf.callbacks.checkpoints import IterationCheckpoint
 from lit_rlhf.callbacks.export import AdapterExport
+from lit_rlhf.callbacks.health import HealthBands
 from lit_rlhf.callbacks.metrics_file import MetricsFile
 from lit_rlhf.callbacks.plots import Plots
 from lit_rlhf.callbacks.predictions import PredictionsFile
 from lit_rlhf.callbacks.progress import Progress
 from lit_rlhf.callbacks.random_state import RandomState
 from lit_rlhf.callbacks.reliability import ReliabilityPlot
+from lit_rlhf.callbacks.rollout_table import RolloutTable
 from lit_rlhf.callbacks.samples import SampleTable
 from lit_rlhf.callbacks.score_spread import ScoreSpread
 from lit_rlhf.callbacks.subset_table import SubsetTable
@@ -44,6 +47,7 @@ from lit_rlhf.commands.config_errors import explain
 from lit_rlhf.commands.quiet import quieten
 from lit_rlhf.commands.run_folder import CHECKPOINTS, folder_of_checkpoint, free_folder
 from lit_rlhf.embedded import resolve
+from lit_rlhf.metrics.phases import HasPhases
 
 
 def run(command: str, words: Sequence[str]) -> None:
@@ -194,12 +198,18 @@ class TrainingCLI(LightningCLI):
 
     def _callbacks(self, folder: Path) -> list[Callback]:
         # Validation loads `--ckpt_path=last` through the ModelCheckpoint too.
-        checkpoint = ModelCheckpoint(folder / CHECKPOINTS, "step-{step}", save_last=True, auto_insert_metric_name=False)
+        learns_from_rollouts = isinstance(self.model, HasPhases)
+        checkpoint = (
+            IterationCheckpoint(folder / CHECKPOINTS, every_n_iterations=10)
+            if learns_from_rollouts
+            else ModelCheckpoint(folder / CHECKPOINTS, "step-{step}", save_last=True, auto_insert_metric_name=False)
+        )
         if self.subcommand == "predict":
             return [checkpoint, PredictionsFile()]
         if self.subcommand != "fit":
             return [checkpoint, ReliabilityPlot(), SubsetTable()]
-        watching = [SampleTable(), ScoreSpread(), AdapterExport(), Plots(), ReliabilityPlot(), RunSummary()]
+        table = RolloutTable() if learns_from_rollouts else SampleTable()
+        watching = [table, HealthBands(), ScoreSpread(), AdapterExport(), Plots(), ReliabilityPlot(), RunSummary()]
         return [RandomState(), *watching, checkpoint]
 
     def _loggers(self, config: Namespace) -> list[Logger] | bool:

@@ -116,6 +116,7 @@ def add_adapter(model: PeftModel, folder: str, name: str) -> None:
     active = model.active_adapter
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with _fitting(base, folder, config):
+        config.base_model_name_or_path = base.name_or_path  # what PEFT looks for when it saves or loads
         model.add_adapter(name, config)
         weights = load_peft_weights(local_or_hub(folder))
         set_peft_model_state_dict(model, weights, adapter_name=name)
