@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -45,8 +46,14 @@ class Classifier:
             config = AutoConfig.from_pretrained(local_or_hub(name), trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"reward model '{name}' cannot be loaded: {_first(error)}") from error
+        kinds = config.architectures or []
+        if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+            raise ValueError(
+                f"'{name}' is no reward model: it is a {', '.join(kinds) or config.model_type} without a head"
+            )
         self.output = _output(name, config, label)
         self.module = _load(name, config, dtype, quantization, device)
+        self._inputs = set(inspect.signature(self.module.forward).parameters)
 
     @property
     def max_length(self) -> int | None:
@@ -85,7 +92,8 @@ class Classifier:
         padding = next(free) if pad is None or pad in used else pad
         self.module.config.pad_token_id = padding
         fills = {"input_ids": padding}
-        columns = {name: _padded([row[name] for row in rows], fills.get(name, 0)) for name in rows[0]}
+        known = [name for name in rows[0] if name in self._inputs]  # tokenizers also tell types that nobody reads
+        columns = {name: _padded([row[name] for row in rows], fills.get(name, 0)) for name in known}
         columns["attention_mask"] = _padded([[1] * len(row["input_ids"]) for row in rows], 0)
         device = next(self.module.parameters()).device
         logits = self.module(**{name: column.to(device) for name, column in columns.items()}).logits

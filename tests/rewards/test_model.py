@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from shutil import copytree
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from datamodules import PreferenceDataModule
 from lit_rlhf.models.building import build_backbone
-from lit_rlhf.models.heads.reward_model import add_reward_model, build_reward_model, load_reward_model
+from lit_rlhf.models.heads.reward_model import RewardModel, add_reward_model, build_reward_model, load_reward_model
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rewards.reward import Sample
+from lit_rlhf.rewards.texts import with_template
 from lit_rlhf.types import Forest, Segment
 
 FOREST = Forest.pack([[Segment([7, 8, 9], [False] * 3), Segment([10, 11], [True] * 2, 0), Segment([12], [True], 0)]])
@@ -20,6 +23,8 @@ CHATML = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def stir(module, ending):
@@ -97,6 +102,12 @@ def test_what_does_not_fit_is_refused(run, policy, tiny_llama, tmp_path):
         add_reward_model(policy, run)
 
 
+def attached(model, policy, tokenizer, /, **options):
+    reward = ModelReward(model if isinstance(model, RewardModel) else str(model), **options)
+    reward.attach(policy, tokenizer, [tokenizer.eos_token_id])
+    return reward
+
+
 def drawn(batch, stops=()):
     """What a policy would have written: the responses of a batch, up to the token that ends them."""
     found = []
@@ -148,12 +159,6 @@ def test_sampled_tokens_score_as_their_text_does(template, token_budget, placeme
     torch.testing.assert_close(found, (wanted - 0.5) / 2, rtol=1e-5, atol=1e-5)
 
 
-def attached(model, policy, tokenizer, **options):
-    reward = ModelReward(model, **options)
-    reward.attach(policy, tokenizer, [tokenizer.eos_token_id])
-    return reward
-
-
 def test_scores_that_are_no_numbers_are_refused(run, policy, tiny_tokenizer):
     model = load_reward_model(run)
     model.score.weight.data.fill_(torch.nan)
@@ -174,9 +179,112 @@ def test_an_unknown_spread_is_refused_at_once(run, policy, tiny_tokenizer):
 
 def test_a_second_reward_model_gets_a_base_of_its_own(run, policy, tiny_tokenizer):
     samples = [Sample("", "", (), [7, 8], [9, 10]), Sample("", "", (), [7, 8], [11])]
-    first, second = (attached(str(run), policy, tiny_tokenizer) for _ in range(2))
+    first, second = (attached(run, policy, tiny_tokenizer) for _ in range(2))
     assert first.scorer.model.backbone is policy
     assert second.scorer.model.backbone is not policy
     assert first(samples) == pytest.approx(second(samples), abs=1e-5)
     with pytest.raises(ValueError, match="cannot lie on the policy's backbone: another reward model lies there"):
-        attached(str(run), policy, tiny_tokenizer, placement="backbone")
+        attached(run, policy, tiny_tokenizer, placement="backbone")
+
+
+def test_what_cannot_lie_on_the_backbone_lies_beside_it_or_is_refused(
+    run, policy, tiny_llama, tiny_tokenizer, tmp_path
+):
+    whole = build_backbone(BackboneConfig(str(tiny_llama()), lora=LoraOptions(enabled=False)), reference="none")
+    other = build_backbone(BackboneConfig(str(tiny_llama(seed=3)), lora=LoraOptions(r=2)))
+    changed = build_backbone(BackboneConfig(str(tiny_llama()), lora=LoraOptions(r=2, init="pissa")))
+    merged = build_reward_model(BackboneConfig(str(tiny_llama()), lora=LoraOptions(enabled=False)), {"score": 1.0})
+    merged.save(tmp_path)
+    for backbone, model, reason in (
+        (whole, run, "all weights of the policy are trained"),
+        (other, run, "it was trained on '.*', and the policy's base is"),
+        (changed, run, "the policy's adapter took its beginning out of the base's weights"),
+        (policy, tmp_path, "it is no adapter"),
+    ):
+        assert attached(model, backbone, tiny_tokenizer).scorer.model.backbone is not backbone
+        with pytest.raises(ValueError, match=f"cannot lie on the policy's backbone: {reason}"):
+            attached(model, backbone, tiny_tokenizer, placement="backbone")
+
+
+@torch.no_grad()
+def test_the_policy_is_what_it_was_after_scoring(run, policy, tiny_tokenizer):
+    reward = attached(run, policy, tiny_tokenizer)
+    policy.train()
+    before = policy.token_logprobs(FOREST).logprobs
+    reward([Sample("", "", (), [7, 8], [9, 10])])
+    assert policy.training
+    torch.testing.assert_close(policy.token_logprobs(FOREST).logprobs, before, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_classifier_of_another_kind_reads_the_text_by_its_own_tokenizer(
+    policy, tiny_tokenizer, tiny_classifier, word_tokenizer
+):
+    folder = tiny_classifier("bert", num_labels=1)
+    samples = [Sample("what is the capital ?", "paris ."), Sample("hello", "there"), Sample("hello", "no")]
+    reward = attached(folder, policy, tiny_tokenizer)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    wanted = [model(**word_tokenizer(one.prompt, one.response, return_tensors="pt")).logits.item() for one in samples]
+    assert reward(samples) == pytest.approx(wanted, abs=1e-5)
+    assert len({round(score, 3) for score in wanted}) == 3
+    assert reward.reader.max_length == 48
+    assert reward([Sample("hello " * 100, "paris .")]) == pytest.approx(
+        reward([Sample("hello " * 43, "paris .")]), abs=1e-5
+    )
+    with pytest.raises(ValueError, match="does not know how its scores spread"):
+        attached(folder, policy, tiny_tokenizer, normalise=True)
+
+
+@torch.no_grad()
+def test_a_label_of_a_decoder_reads_the_policys_tokens(policy, tiny_tokenizer, tiny_classifier):
+    folder = tiny_classifier("llama", id2label={0: "NEGATIVE", 1: "POSITIVE"}, label2id={"NEGATIVE": 0, "POSITIVE": 1})
+    reward = attached(folder, policy, tiny_tokenizer, label="POSITIVE")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    wanted = model(torch.tensor([[7, 8, 9, 10]])).logits[0, 1].item()
+    assert reward([Sample("", "", (), [7, 8], [9, 10])]) == pytest.approx([wanted], abs=1e-5)
+    with pytest.raises(ValueError, match="has NEGATIVE, POSITIVE; name the one that is the score"):
+        attached(folder, policy, tiny_tokenizer)
+
+
+@torch.no_grad()
+def test_a_reward_model_of_ours_may_have_a_tokenizer_of_its_own(run, policy, tiny_tokenizer, tmp_path):
+    policy_tokenizer = deepcopy(tiny_tokenizer)
+    policy_tokenizer.add_tokens(["there"])
+    tiny_tokenizer.save_pretrained(tmp_path)
+    for options in ({"tokenizer": str(tmp_path)}, {"tokenizer": tiny_tokenizer}):
+        reward = attached(run, policy, policy_tokenizer, normalise=False, **options)
+        messages = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello there!"}]
+        ids = tiny_tokenizer.apply_chat_template(messages, return_dict=False)
+        wanted = load_reward_model(run).scores(Forest.pack([[Segment(ids, [False] * len(ids))]]))
+        assert reward([Sample("?", "Hello there!", tuple(messages[:1]))]) == pytest.approx(wanted.tolist(), abs=1e-5)
+
+
+def test_where_its_tokenizer_is_looked_for(run, policy, tiny_llama, tiny_tokenizer, tmp_path):
+    assert attached(run, policy, tiny_tokenizer, chat_template=CHATML).reader.tokenizer.chat_template == CHATML
+    mine = with_template(tiny_tokenizer, CHATML)
+    assert (
+        attached(run, policy, mine).reader.tokenizer.chat_template == CHATML
+    )  # the adapter has none, its base is ours
+    other = build_backbone(BackboneConfig(str(tiny_llama(seed=3)), lora=LoraOptions(r=2)))
+    assert attached(run, other, mine).reader.has_own_template  # the one beside its base
+    copytree(run, tmp_path / "run")
+    with_template(tiny_tokenizer, PLAIN).save_pretrained(tmp_path / "run")
+    assert attached(tmp_path / "run", policy, mine).reader.tokenizer.chat_template == PLAIN
+    with pytest.raises(ValueError, match="tokenizer 'nothing/here' cannot be loaded"):
+        attached(run, policy, tiny_tokenizer, tokenizer="nothing/here")
+
+
+def test_it_goes_where_the_policy_goes(run, policy, tiny_tokenizer, monkeypatch):
+    reward = attached(load_reward_model(run), policy, tiny_tokenizer)
+    monkeypatch.setattr("lit_rlhf.rewards.model._device", lambda backbone: torch.device("meta"))
+    reward._follow()
+    assert {parameter.device.type for parameter in reward.scorer.module.parameters()} == {"meta"}
+
+
+def test_what_is_no_reward_model_is_refused(policy, tiny_llama, tiny_tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="is no reward model: it is a LlamaForCausalLM without a head"):
+        attached(tiny_llama(), policy, tiny_tokenizer)
+    with pytest.raises(ValueError, match="no folder"):
+        attached(tmp_path / "none", policy, tiny_tokenizer)
+    with pytest.raises(ValueError, match="token_budget is 0"):
+        ModelReward("x", token_budget=0)
