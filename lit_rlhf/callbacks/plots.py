@@ -11,6 +11,7 @@ from lit_rlhf.callbacks.metrics_file import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
 _PLAIN = ("epoch", "step")
@@ -34,7 +35,16 @@ _FIRST = (
 _SIDES = ("low", "high")
 """``x_low`` and ``x_high`` are lines of the panel ``x``."""
 
-_COLOURS = {"train": "#9db4c9", "rollout": "#5b7fa6", "val": "#c8553d", "chosen": "#2a7f62", "rejected": "#c8553d"}
+_WITH_ROLLOUTS = ("rollout", "val")
+
+_COLOURS = {
+    "train": "#9db4c9",
+    "rollout": "#5b7fa6",
+    "update": "#e0a030",
+    "val": "#c8553d",
+    "chosen": "#2a7f62",
+    "rejected": "#c8553d",
+}
 
 
 class Plots(Callback):
@@ -113,7 +123,8 @@ def curves(rows: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[float
 def score_against_kl(rows: list[dict[str, float]]) -> Figure | None:
     """The path of a run with rollouts: what score it has, at what distance from the reference.
 
-    Points are coloured by when they were: a path that goes on to the right without going up pays for nothing.
+    Points are coloured by when they were: a path that goes on to the right without going up pays for nothing. Where
+    several rewards make up the score, each has a panel of its own.
 
     Args:
         rows: as :func:`lit_rlhf.callbacks.metrics_file.read_metrics` gives them.
@@ -121,32 +132,40 @@ def score_against_kl(rows: list[dict[str, float]]) -> Figure | None:
     Returns:
         The picture; None where fewer than two points are known.
     """
-    paths = {
-        split: [(row["step"], row[f"{split}/kl"], row[f"{split}/score"]) for row in rows if _has_both(row, split)]
-        for split in ("rollout", "val")
-    }
-    if max(map(len, paths.values())) < 2:
+    metrics = {metric for row in rows for metric in row}
+    parts = sorted({metric.removeprefix("rollout/") for metric in metrics if metric.startswith("rollout/rewards/")})
+    names = ["score", *(parts if len(parts) > 1 else [])]
+    names = [name for name in names if max(len(_path(rows, split, name)) for split in _WITH_ROLLOUTS) > 1]
+    if not names:
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
-    axis = figure.subplots()
-    steps = [step for path in paths.values() for step, _, _ in path]
-    for split, path in paths.items():
-        if not path:
-            continue
-        when, kl, score = zip(*path, strict=True)
-        look = {"s": 46, "zorder": 3, "edgecolors": "black"} if split == "val" else {"s": 10, "alpha": 0.6}
-        axis.plot(kl, score, color="#888888", linewidth=1.2 if split == "val" else 0.4, zorder=1)
-        points = axis.scatter(kl, score, c=when, cmap="viridis", vmin=min(steps), vmax=max(steps), label=split, **look)
-    figure.colorbar(points, label="step")
-    axis.set(xlabel="KL from the reference (nats per response)", ylabel="score")
-    _tidy(axis)
+    figure = Figure(figsize=(4.6 * len(names) + 1.4, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    for axis, name in zip(axes, names, strict=True):
+        points = _against_kl(axis, rows, name)
+    figure.colorbar(points, ax=axes, label="step")
     return figure
 
 
-def _has_both(row: dict[str, float], split: str) -> bool:
-    return f"{split}/kl" in row and f"{split}/score" in row
+def _against_kl(axis: Axes, rows: list[dict[str, float]], name: str) -> PathCollection:
+    paths = {split: path for split in _WITH_ROLLOUTS if (path := _path(rows, split, name))}
+    steps = [step for path in paths.values() for step, _, _ in path]
+    for split, path in paths.items():
+        when, kl, values = zip(*path, strict=True)
+        look = {"s": 46, "zorder": 3, "edgecolors": "black"} if split == "val" else {"s": 10, "alpha": 0.6}
+        axis.plot(kl, values, color="#888888", linewidth=1.2 if split == "val" else 0.4, zorder=1)
+        points = axis.scatter(kl, values, c=when, vmin=min(steps), vmax=max(steps), label=split, **look)
+    axis.set_title(name, loc="left", fontsize=10)
+    axis.set_xlabel("KL from the reference (nats per response)", fontsize=8)
+    _tidy(axis)
+    return points
+
+
+def _path(rows: list[dict[str, float]], split: str, name: str) -> list[tuple[float, float, float]]:
+    """(step, KL, value) of the rows that have them."""
+    kl, value = f"{split}/kl", f"{split}/{name}"
+    return [(row["step"], row[kl], row[value]) for row in rows if kl in row and value in row]
 
 
 def _place(metric: str, metrics: set[str]) -> tuple[str, str]:

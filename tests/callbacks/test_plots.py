@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lit_rlhf.callbacks.metrics_file import MetricsFile
-from lit_rlhf.callbacks.plots import Plots, curves, draw
+from lit_rlhf.callbacks.plots import Plots, curves, draw, score_against_kl
 
 PNG = b"\x89PNG"
 
@@ -62,3 +62,52 @@ def test_sources_are_lines_of_one_panel():
 def test_buckets_of_length_are_lines_of_one_panel():
     rows = [{"step": step, "val/a_by_length/short": step, "val/a_by_length/long": -step} for step in (1.0, 2.0)]
     assert set(curves(rows)["a_by_length"]) == {"val short", "val long"}
+
+
+def test_what_belongs_together_in_a_run_with_rollouts():
+    names = ["rollout/rewards/kind", "val/rewards/kind", "rollout/rewards/short", "time/rollout", "time/update"]
+    names += ["train/clip_fraction_low", "train/clip_fraction_high", "train/rewards/chosen", "train/rewards/accuracy"]
+    panels = curves([{"step": step, **dict.fromkeys(names, step)} for step in (1.0, 2.0)])
+    assert {panel: list(lines) for panel, lines in panels.items()} == {
+        "score_parts": ["rollout kind", "rollout short", "val kind"],
+        "rewards/accuracy": ["train"],
+        "rewards": ["train chosen"],
+        "clip_fraction": ["train high", "train low"],
+        "seconds": ["time rollout", "time update"],
+    }
+
+
+def path(parts=(), num=3):
+    """Rows of a run with rollouts whose score follows its KL."""
+    names = [f"{split}/{name}" for split in ("rollout", "val") for name in ("score", "kl", *parts)]
+    return [{"step": float(step), **dict.fromkeys(names, 2.0 * step)} for step in range(num)]
+
+
+def test_score_against_kl():
+    axis = score_against_kl(path()).axes[0]
+    assert [line.get_xydata().tolist() for line in axis.lines] == [[[0, 0], [2, 2], [4, 4]]] * 2
+    assert [points.get_array().tolist() for points in axis.collections] == [[0, 1, 2]] * 2
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["rollout", "val"]
+
+
+def test_each_of_several_rewards_has_a_panel_against_kl():
+    def titles(parts):
+        return [axis.get_title(loc="left") for axis in score_against_kl(path(parts)).axes]
+
+    assert titles(["rewards/kind", "rewards/short"]) == ["score", "rewards/kind", "rewards/short", ""]
+    assert titles(["rewards/kind"]) == ["score", ""], "it is the score"
+
+
+def test_without_two_points_there_is_no_path():
+    assert score_against_kl(path(num=1)) is None
+    assert score_against_kl([{"step": 1.0, "train/loss": 1.0}]) is None
+    only_rollouts = [{name: value for name, value in row.items() if not name.startswith("val")} for row in path()]
+    assert len(score_against_kl(only_rollouts).axes[0].collections) == 1
+
+
+def test_the_path_is_among_the_pictures(tmp_path):
+    log = MetricsFile(tmp_path)
+    for row in path():
+        log.log_metrics(row, int(row["step"]))
+    assert "score_against_kl.png" in [picture.name for picture in draw(tmp_path)]
+    assert (tmp_path / "plots" / "score_against_kl.png").read_bytes().startswith(PNG)

@@ -7,7 +7,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from lit_rlhf.callbacks.summary import RunSummary, command
+import torch
+
+from lit_rlhf.callbacks.bands import Band, Limit
+from lit_rlhf.callbacks.health import HealthBands
+from lit_rlhf.callbacks.summary import RunSummary, _shares, command
 
 
 def test_it_says_what_is_trained_what_was_learnt_where_it_lies_and_what_to_type(train, policy, tmp_path, capsys):
@@ -58,3 +62,34 @@ def test_what_to_type_works_where_the_script_is_not_on_the_path(monkeypatch):
     assert command() == ".venv/bin/python -m lit_rlhf"
     monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
     assert command() == "/usr/bin/python3 -m lit_rlhf"
+
+
+class Base:
+    name_or_path = "somewhere/tiny"
+
+
+def test_of_a_run_with_rollouts_it_says_the_score_at_what_kl_the_time_and_the_warnings(iterate, rollouts, capsys):
+    class Answering(rollouts):
+        def __init__(self, logged):
+            super().__init__(logged)
+            self.model = torch.nn.Module()
+            self.model.base = Base()
+
+        def validation_step(self, batch, batch_idx):
+            self.log_dict({"val/kl": self.weight.norm(), "val/entropy": self.weight.sum()}, batch_size=len(batch))
+            return super().validation_step(batch, batch_idx)
+
+    band = Band("the KL is high", [Limit("rollout/kl", above=5.0)], "Raise it.", patience=1)
+    options = {"limit_val_batches": 1.0, "num_sanity_val_steps": -1, "num": 4}
+    iterate(Answering([{"rollout/kl": 9.0}] * 4), RunSummary(), HealthBands([band]), **options)
+    out = capsys.readouterr().out
+    assert "done: 4 iterations in 0:0" in out
+    assert "after (iteration 4)" in out
+    assert re.search(r"score +0 +1 ", out)
+    assert out.index(" score ") < out.index(" kl ") < out.index(" entropy ")
+    assert re.search(r"time +rollout 0:00 \(\d+%\), update 0:00 \(\d+%\)", out)
+    assert re.search(r"warning +iteration 1: the KL is high: rollout/kl is 9", out)
+
+
+def test_shares_of_time():
+    assert _shares({"rollout": 90.0, "update": 30.0}) == "rollout 1:30 (75%), update 0:30 (25%)"
