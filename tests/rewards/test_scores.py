@@ -146,8 +146,8 @@ def test_a_plain_function_is_a_reward_by_its_name(monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"reward": reward("ExactAnswer", colum="truth")}, "colum: unknown key; did you mean 'column'?"),
-        ({"reward": reward("FormatMatch"), "weigth": 2}, "weigth: unknown key; did you mean 'weight'?"),
+        ({"reward": reward("ExactAnswer", columns="truth")}, "columns: unknown key; did you mean 'column'?"),
+        ({"reward": reward("FormatMatch"), "weights": 2}, "weights: unknown key; did you mean 'weight'?"),
         ({"reward": reward("ExactAnswers")}, "'lit_rlhf.rewards' has no attribute 'ExactAnswers'"),
         ({"reward": reward("LengthTarget", target="many")}, "target: Expected a int. Got value: many"),
         ({"reward": reward("FunctionReward", function="lit_rlhf.rewards.nothing")}, "has no attribute 'nothing'"),
