@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -189,3 +190,11 @@ def test_advice_names_settings_that_exist(band):
     for key in re.findall(r"`([^`]+)`", band.advice):
         part, _, name = key.rpartition(".")
         assert key == "optimizer.lr" or name in inspect.signature(KEYS.get(part, DPOModule)).parameters, key
+
+
+@pytest.mark.parametrize("band", DEFAULT_BANDS, ids=lambda band: band.name)
+def test_the_page_tells_of_every_band_and_its_metrics(band):
+    page = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {band.name} |")]
+    assert band.metrics <= set(re.findall(r"`([^`]+)`", line))
+    assert line.split(" | ")[-1].split()[0] == str(band.patience)
