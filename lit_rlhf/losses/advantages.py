@@ -202,7 +202,7 @@ def whiten(
     mean = torch.where(mask, values, 0.0).sum() / count if mean is None else mean
     deviations = torch.where(mask, values - mean, 0.0)
     var = without_rounding((deviations**2).sum() / count if var is None else var, mean)
-    whitened = torch.where(var > 0, deviations * (var + _VARIANCE_FLOOR).rsqrt(), 0.0)
+    whitened = torch.where(var == 0, 0.0, deviations * (var + _VARIANCE_FLOOR).rsqrt())
     return whitened if shift_mean else torch.where(mask, whitened + mean, 0.0)
 
 
@@ -242,11 +242,10 @@ def group_advantages(scores: Tensor, groups: Tensor, *, scale: Literal["group", 
         variance = _group_means(deviations**2, groups)[0] * sizes / (sizes - 1).clamp(min=1)
     elif scale == "batch":
         variance = ((scores - scores.mean()) ** 2).sum() / max(len(scores) - 1, 1)
-        means = scores.mean()
     else:
         raise ValueError(f"scale must be 'group', 'batch' or 'none', got {scale!r}")
     std = without_rounding(variance, means).sqrt()
-    return torch.where(std > 0, deviations / (std + _STD_FLOOR), 0.0)
+    return torch.where(std == 0, 0.0, deviations / (std + _STD_FLOOR))
 
 
 @torch.no_grad()

@@ -19,10 +19,10 @@ def without_rounding(variance: Tensor, mean: Tensor) -> Tensor:
         mean: of the same numbers, of the same shape.
 
     Returns:
-        Of the shape of ``variance``.
+        Of the shape of ``variance``; a NaN stays one, so that it is seen.
 
     Example:
         >>> without_rounding(torch.tensor([1e-9, 1e-9]), torch.tensor([1000.0, 0.0]))
         tensor([0.0000e+00, 1.0000e-09])
     """
-    return torch.where(variance > _SHARE * mean**2, variance, torch.zeros_like(variance))
+    return torch.where(variance <= _SHARE * mean**2, 0.0, variance)

@@ -212,4 +212,4 @@ def normalised_scores(scores: Tensor, mean: float | Tensor, std: float | Tensor)
     """
     check_sequences(scores=scores)
     mean, std = (torch.as_tensor(moment).to(scores) for moment in (mean, std))
-    return (scores - mean) / torch.where(std > 0, std, 1.0)
+    return (scores - mean) / torch.where(std == 0, 1.0, std)

@@ -73,7 +73,7 @@ def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
 
     Returns:
         Scalar: 1 = all of it, 0 = no more than a constant would, below 0 = less than a constant would. 0 as well where
-        there is nothing to explain: all returns equal, one token, or none.
+        there is nothing to explain: all returns equal, or one token.
 
     Raises:
         ValueError: if the shapes are not (N,).
@@ -83,8 +83,6 @@ def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
         1.0
     """
     check_tokens(values=values, returns=returns)
-    if not len(returns):
-        return returns.new_zeros(())
     variance, mean = torch.var_mean(returns, correction=0)
     variance = without_rounding(variance, mean)
-    return torch.where(variance > 0, 1.0 - (returns - values).var(correction=0) / variance, 0.0)
+    return torch.where(variance == 0, 0.0, 1.0 - (returns - values).var(correction=0) / variance)

@@ -97,6 +97,14 @@ def test_more_padding_changes_no_number():
         torch.testing.assert_close(got[:, 2:5], expected)
 
 
+def test_a_long_row_keeps_its_order():
+    """A sort that is not stable shuffles equal keys only from some length on."""
+    torch.manual_seed(0)
+    mask, rewards = torch.rand(1, 3000) < 0.5, torch.randn(1, 3000)
+    expected = rewards[mask].flip(0).cumsum(0).flip(0)
+    torch.testing.assert_close(discounted_returns(rewards, mask)[mask], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_nothing_is_expected_behind_the_last_token():
     """A critic that still hopes after the end of one response must not lift another that is longer."""
     rewards, values = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.0, 0.0, 50.0]])
@@ -125,9 +133,9 @@ def test_lambda_one_is_the_return_less_the_value():
 
 def test_decoupled_estimates():
     mask, rewards, values = torch.ones(2, 4).bool(), torch.randn(2, 4), torch.randn(2, 4)
-    got = gae(rewards, values, mask, gae_lambda=0.5, value_lambda=1.0)
-    torch.testing.assert_close(got.advantages, gae(rewards, values, mask, gae_lambda=0.5).advantages)
-    torch.testing.assert_close(got.returns, discounted_returns(rewards, mask))
+    got = gae(rewards, values, mask, gamma=0.9, gae_lambda=0.5, value_lambda=1.0)
+    torch.testing.assert_close(got.advantages, gae(rewards, values, mask, gamma=0.9, gae_lambda=0.5).advantages)
+    torch.testing.assert_close(got.returns, discounted_returns(rewards, mask, gamma=0.9))
 
 
 def test_a_lambda_for_each_response():
@@ -222,6 +230,20 @@ def test_equal_values_are_whitened_to_nought(value):
     assert not whiten(values, mask).any()
     torch.testing.assert_close(whiten(values, mask, shift_mean=False), values)
     assert not whiten(values[:1, :1], mask[:1, :1]).any()
+
+
+def test_nothing_counts_and_nothing_is_left():
+    values, mask = torch.tensor([math.nan, 1.0]), torch.zeros(2).bool()
+    assert whiten(values, mask).tolist() == [0.0, 0.0]
+    assert whiten(values, mask, shift_mean=False).tolist() == [0.0, 0.0]
+
+
+def test_a_broken_number_is_seen():
+    """One NaN that counts must not become a quiet 0 for all."""
+    scores, groups = torch.tensor([1.0, math.nan, 2.0, 3.0]), torch.tensor([0, 0, 1, 1])
+    assert whiten(scores, torch.ones(4).bool()).isnan().all()
+    assert group_advantages(scores, groups).isnan().tolist() == [True, True, False, False]
+    assert group_advantages(scores, groups, scale="batch").isnan().all()
 
 
 def test_all_that_hardly_differs_stays_small():

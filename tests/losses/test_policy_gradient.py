@@ -180,6 +180,16 @@ def test_the_first_sequence_gradient_spreads_the_advantage_over_its_tokens():
     torch.testing.assert_close(logprobs.grad, torch.tensor([-1.0, -1.0, -1.0, 1.0, -2.0, -2.0]))
 
 
+def test_a_sequence_may_be_clipped_twice():
+    once, twice = (
+        sequence_policy_loss(torch.full((6,), 2.0), torch.zeros(6), -torch.ones(4), SEQUENCES, LENGTHS, dual_clip=dual)
+        for dual in (None, 3.0)
+    )
+    assert twice.is_dual_clipped.tolist() == [True, True, False, True]
+    assert twice.losses.tolist() == [3.0, 3.0, 1.0, 3.0]
+    assert float(once.losses[0]) == pytest.approx(math.exp(2.0))
+
+
 def test_sequence_shapes_are_refused():
     with pytest.raises(ValueError, match=r"per sequence \(L,\), got advantages \(6,\), lengths \(4,\)"):
         sequence_policy_loss(torch.zeros(6), torch.zeros(6), torch.zeros(6), SEQUENCES, LENGTHS)

@@ -19,3 +19,4 @@ def test_a_variance_that_is_one_stays():
 
 def test_what_is_not_a_number_is_not_called_rounding():
     assert without_rounding(torch.tensor(torch.inf), torch.tensor(1.0)) == torch.inf
+    assert without_rounding(torch.tensor(torch.nan), torch.tensor(torch.nan)).isnan()

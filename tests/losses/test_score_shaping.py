@@ -103,6 +103,10 @@ def test_no_spread_is_known(scores):
     torch.testing.assert_close(got, torch.tensor([3.0, 4.0]) - float(moments.mean))
 
 
+def test_a_broken_spread_is_seen():
+    assert normalised_scores(torch.tensor([1.0]), 0.0, math.nan).isnan().all()
+
+
 def test_normalised_scores_by_hand():
     assert normalised_scores(torch.tensor([1.0, 4.0]), 2.0, 0.5).tolist() == [-2.0, 4.0]
     assert normalised_scores(torch.tensor([1.0, 4.0]), 0.0, 0.5).tolist() == [2.0, 8.0]  # scaled only

@@ -74,11 +74,16 @@ def test_explained_variance_by_hand(values, expected):
     assert float(got) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("returns", [[], [3.0], [0.1] * 7, [0.0, 0.0], [1.0, 1.0 + 1e-7, 1.0 - 1e-7]])
+@pytest.mark.parametrize("returns", [[3.0], [0.1] * 7, [0.0, 0.0], [1.0, 1.0 + 1e-7, 1.0 - 1e-7]])
 def test_nothing_to_explain(returns):
     """Scores that are all equal make returns that differ by rounding alone; over that variance lies -1e14."""
     returns = torch.tensor(returns)
     assert explained_variance(torch.randn(len(returns)), returns).tolist() == 0.0
+
+
+def test_a_broken_critic_is_seen():
+    assert explained_variance(torch.tensor([0.0, torch.nan]), torch.tensor([0.0, 1.0])).isnan()
+    assert explained_variance(torch.tensor([0.0, 1.0]), torch.tensor([0.0, torch.nan])).isnan()
 
 
 def test_explained_variance_has_no_gradient():
