@@ -84,13 +84,16 @@ class Collector:
         self.stop_tokens = [*dict.fromkeys([*stop_tokens(tokenizer, backbone), *self.sampling.stop_tokens])]
         attach_rewards(self.rewards, backbone, tokenizer, self.stop_tokens, device)
 
-    def __call__(self, backbone: Backbone, prompts: Sequence[Prompt], key: str) -> ScoredRollouts:
+    def __call__(
+        self, backbone: Backbone, prompts: Sequence[Prompt], key: str, sampling: SamplingOptions | None = None
+    ) -> ScoredRollouts:
         """Answer and judge.
 
         Args:
             backbone: of the policy.
             prompts: of this rank; maybe none.
             key: names the draw, such as the iteration: the same key and rows give the same random numbers.
+            sampling: how responses are drawn; None = as in training.
         """
         assert self.tokenizer is not None
         with self.phases("rollout"):
@@ -98,7 +101,7 @@ class Collector:
                 self.sampler,
                 backbone,
                 prompts,
-                self.sampling,
+                sampling or self.sampling,
                 tokenizer=self.tokenizer,
                 stop_tokens=self.stop_tokens,
                 key=f"{self.seed}:{key}",

@@ -8,16 +8,19 @@ Shape letters: L responses of this rank, R tokens of the longest one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.losses.kl import adapted_kl_coef, kl_k1, kl_k2, kl_k3
-from lit_rlhf.losses.policy_gradient import importance_weights
+from lit_rlhf.losses.kl import adapted_kl_coef, kl_k1, kl_k2, kl_k2_loss, kl_k3, kl_k3_loss
+from lit_rlhf.losses.policy_gradient import clipped_policy_loss, importance_weights
 from lit_rlhf.metrics.data import DATA_METRICS, data_sums
 from lit_rlhf.metrics.means import Means
 from lit_rlhf.metrics.phases import Phases
@@ -27,15 +30,24 @@ from lit_rlhf.models.tokenizers import policy_tokenizer
 from lit_rlhf.rewards import WeightedReward
 from lit_rlhf.rollout.cached_sampler import CachedSampler
 from lit_rlhf.rollout.collecting import Collector, ScoredRollouts, response_rows, watched_responses
+from lit_rlhf.rollout.experience import PolicyExperience
 from lit_rlhf.rollout.learning import Learnt, TokenLosses, learn
-from lit_rlhf.rollout.measuring import measure_policy
-from lit_rlhf.rollout.options import KLOptions, ScoreOptions, UpdateOptions
-from lit_rlhf.rollout.packing import RolloutMicroBatch
+from lit_rlhf.rollout.measuring import PolicyMeasures, measure_policy
+from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, UpdateOptions
+from lit_rlhf.rollout.packing import RolloutMicroBatch, packed_values
 from lit_rlhf.rollout.sampling import Sampler, SamplingOptions
 from lit_rlhf.rollout.shaping import ScoreShaper
 from lit_rlhf.types import InstructionBatch, Instructions, PromptAndTextBatch, PromptBatch, Rollouts
 
 _ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+_KL_LOSSES = {"k2": kl_k2_loss, "k3+": kl_k3_loss}
+_NOTHING_MORE: Mapping[str, Tensor] = MappingProxyType({})
+
+POLICY_METRICS = (
+    *("policy_loss", "kl_loss", "approx_kl", "clip_fraction_low", "clip_fraction_high", "dual_clip_fraction"),
+    "entropy",
+)
+"""Names of the means that :meth:`Iterations.policy_losses` tells of."""
 
 RolloutBatch = PromptBatch | PromptAndTextBatch
 """What an iteration reads."""
@@ -125,6 +137,18 @@ class Iterations(nn.Module):
         """(L,) scores as they are learnt from: normalised, bounded and penalised."""
         return self.shaper(scored.scores, scored.rollouts, self.sampling.max_new_tokens)
 
+    def measure(self, backbone: Backbone, rollouts: Rollouts) -> PolicyMeasures:
+        """What policy and reference say of responses, at the temperature that they were drawn at."""
+        with self.phases("score"):
+            return measure_policy(
+                backbone, rollouts, token_budget=self.updates.token_budget, temperature=self.sampling.temperature
+            )
+
+    def regularised_scores(self, scored: ScoredRollouts, measures: PolicyMeasures) -> Tensor:
+        """(L,) shaped scores minus the price of leaving the reference, which is paid once for the whole response."""
+        divergence = self.divergence(measures.logprobs, measures.ref_logprobs) * scored.rollouts.response_mask
+        return self.shaped_scores(scored) - self.kl_coef * divergence.sum(1)
+
     def divergence(self, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
         """(L, R) divergence of each token from the reference, in nats, by ``kl.estimator``."""
         return of_tokens(_ESTIMATORS[self.kl.estimator], logprobs, ref_logprobs)
@@ -136,19 +160,80 @@ class Iterations(nn.Module):
             return torch.ones_like(logprobs)
         return of_tokens(importance_weights, logprobs, rollouts.logprobs, cap=cap)
 
-    def watch(self, scored: ScoredRollouts, logprobs: Tensor, ref_logprobs: Tensor, **more: Tensor) -> None:
+    def watch(
+        self,
+        scored: ScoredRollouts,
+        logprobs: Tensor,
+        ref_logprobs: Tensor,
+        of_responses: Mapping[str, Tensor] = _NOTHING_MORE,
+        **more: Tensor,
+    ) -> None:
         """Take in the responses of an iteration.
 
         Args:
             scored: the responses.
             logprobs: (L, R) under the policy.
             ref_logprobs: (L, R) under the reference.
+            of_responses: (L,) each, beside scores and lengths.
             **more: (L, R) each, such as ``entropy``, ``values`` and ``returns``.
         """
         k1, k3 = of_tokens(kl_k1, logprobs, ref_logprobs), of_tokens(kl_k3, logprobs, ref_logprobs)
         gap = scored.rollouts.logprobs - logprobs
         columns = {"kl": k1, "kl_k3": k3, "sampler_kl": gap, **more}
-        self.meter.add(scored.rollouts.response_mask, watched_responses(scored), columns)
+        self.meter.add(scored.rollouts.response_mask, {**watched_responses(scored), **of_responses}, columns)
+
+    def policy_losses(
+        self,
+        backbone: Backbone,
+        micro_batch: RolloutMicroBatch,
+        experience: PolicyExperience,
+        *,
+        clipping: ClipOptions,
+        entropy_coef: float = 0.0,
+    ) -> TokenLosses:
+        """The clipped policy loss of each token, with the parts that are added to it, by an algorithm without a critic.
+
+        Args:
+            backbone: of the policy.
+            micro_batch: of the experience.
+            experience: what is learnt from.
+            clipping: how far the policy may move.
+            entropy_coef: weight of the policy's entropy.
+        """
+        pick = partial(packed_values, rollouts=experience.rollouts, micro_batch=micro_batch)
+        states = backbone.hidden_states(micro_batch.forest, read="predictors")
+        said = backbone.logprobs_of(
+            states,
+            micro_batch.forest,
+            temperature=self.sampling.temperature,
+            with_entropy=True,
+            entropy_gradient=entropy_coef > 0.0,
+        )
+        old_logprobs = pick(experience.logprobs)
+        policy = clipped_policy_loss(
+            said.logprobs,
+            old_logprobs,
+            pick(experience.advantages),
+            clip_range=clipping.clip_range,
+            clip_range_high=clipping.clip_range_high,
+            dual_clip=clipping.dual_clip,
+        )
+        kl = _KL_LOSSES[self.kl.loss_estimator](said.logprobs, pick(experience.ref_logprobs))
+        moved = kl_k3(old_logprobs, said.logprobs.detach())
+        self.note(
+            {
+                **{"policy_loss": policy.losses, "kl_loss": kl, "approx_kl": moved, "entropy": said.entropy},
+                **{"clip_fraction_low": policy.is_clipped_low, "clip_fraction_high": policy.is_clipped_high},
+                "dual_clip_fraction": policy.is_dual_clipped,
+            }
+        )
+        self.phases.count("train", micro_batch.forest.num_tokens)
+        losses = pick(experience.importance) * policy.losses + self.kl.loss_coef * kl - entropy_coef * said.entropy
+        return TokenLosses(losses, moved, policy.ratios)
+
+    def note(self, columns: Mapping[str, Tensor]) -> None:
+        """Take in quantities of a micro-batch, (N,) or (l,) each, for their means."""
+        self.means.update({name: (column.detach().sum(), len(column)) for name, column in columns.items()})
 
     def learn(
         self,
@@ -157,6 +242,9 @@ class Iterations(nn.Module):
         losses_of: Callable[[RolloutMicroBatch], TokenLosses],
         texts: InstructionBatch | None = None,
         text_losses_of: Callable[[Instructions], Tensor] | None = None,
+        *,
+        per: Literal["token", "response"] = "token",
+        together: int = 1,
     ) -> Learnt:
         """Pass over the responses, minibatch by minibatch; the arguments are those of :func:`learn`."""
         mask = rollouts.response_mask
@@ -170,6 +258,8 @@ class Iterations(nn.Module):
                 key=f"{self.seed}:{int(self.number)}",
                 texts=() if texts is None else texts.micro_batches,
                 text_losses_of=text_losses_of,
+                per=per,
+                together=together,
             )
 
     def end(self, module: LightningModule, learnt: Learnt) -> None:
@@ -200,7 +290,7 @@ class Iterations(nn.Module):
         self.number += 1
 
     def answer(self, backbone: Backbone, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """Answer prompts that are not learnt from, with the same random numbers each time.
+        """Answer prompts that are not learnt from, once each, with the same random numbers each time.
 
         Args:
             backbone: of policy and reference.
@@ -210,13 +300,9 @@ class Iterations(nn.Module):
         Returns:
             One row per response: prompt, response, score, rewards, kl, length and finished.
         """
-        scored = self.collector(backbone, prompts_of(batch).prompts, f"held-out {batch_idx}")
-        measures = measure_policy(
-            backbone,
-            scored.rollouts,
-            token_budget=self.updates.token_budget,
-            temperature=self.sampling.temperature,
-        )
+        sampling = replace(self.sampling, num_responses=1)
+        scored = self.collector(backbone, prompts_of(batch).prompts, f"held-out {batch_idx}", sampling)
+        measures = self.measure(backbone, scored.rollouts)
         mask = scored.rollouts.response_mask
         kl = of_tokens(kl_k1, measures.logprobs, measures.ref_logprobs)
         self.held_out.add(mask, watched_responses(scored), {"kl": kl, "entropy": measures.entropy})
@@ -237,6 +323,20 @@ def prompts_of(batch: RolloutBatch) -> PromptBatch:
 def texts_of(batch: RolloutBatch) -> InstructionBatch | None:
     """The texts to imitate of a batch; None where it has prompts alone."""
     return batch.texts if isinstance(batch, PromptAndTextBatch) else None
+
+
+def prompts_alone(batch: RolloutBatch) -> PromptBatch:
+    """The prompts of a batch, for an algorithm that has no use for texts beside them.
+
+    Raises:
+        ValueError: if there are some.
+    """
+    if isinstance(batch, PromptAndTextBatch):
+        raise ValueError(
+            "the data have texts to imitate beside the prompts, which only PPOModule mixes in (ptx_coef): "
+            "leave them out"
+        )
+    return batch
 
 
 def of_tokens(function: Callable[..., Tensor], *columns: Tensor, **options: Any) -> Tensor:

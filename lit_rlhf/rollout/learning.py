@@ -6,7 +6,7 @@ Shape letters: L responses, R tokens of the longest one, N tokens of the respons
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -25,9 +25,10 @@ class TokenLosses(NamedTuple):
     """What an algorithm says of the tokens of a micro-batch.
 
     Args:
-        losses: (N,) with their gradient.
+        losses: (N,) of the tokens, with their gradient; or (l,) of the responses, where the algorithm's losses are of
+            those.
         kl: (N,) divergence of the policy that wrote the responses from the one that learns, in nats, detached.
-        ratios: (N,) probability under the policy that learns, in those under the one that wrote; detached.
+        ratios: (N,) or (l,) probability under the policy that learns, in those under the one that wrote; detached.
     """
 
     losses: Tensor
@@ -57,6 +58,8 @@ def learn(
     updates: UpdateOptions,
     learnt: Tensor,
     key: str,
+    per: Literal["token", "response"] = "token",
+    together: int = 1,
     texts: Sequence[Instructions] = (),
     text_losses_of: Callable[[Instructions], Tensor] | None = None,
 ) -> Learnt:
@@ -65,10 +68,12 @@ def learn(
     Args:
         module: in manual optimization, attached to a Trainer, with one optimizer.
         rollouts: of this rank.
-        losses_of: losses of the tokens of a micro-batch; they are averaged here.
+        losses_of: losses of the tokens (or responses) of a micro-batch; they are averaged here.
         updates: how often and in what portions.
         learnt: (L, R) bool, True = learnt from.
         key: names the draw of minibatches, such as seed and iteration.
+        per: what the losses are of. Those of tokens are averaged as ``updates.average`` says.
+        together: responses that are learnt from together, such as 2 where they come in pairs.
         texts: dealt out over the minibatches of each pass.
         text_losses_of: (N,) losses of the tokens of texts, averaged over those of a minibatch.
 
@@ -78,8 +83,9 @@ def learn(
     watch = _Watch(module, rollouts)
     grad_norm, num_updates = torch.zeros((), device=module.device), 0
     for number in range(updates.num_epochs):
-        for part, members in enumerate(split(rollouts, updates.num_minibatches, f"{key}:{number}")):
-            weights = token_weights(learnt, members, updates.average, module.device)
+        for part, members in enumerate(split(rollouts, updates.num_minibatches, f"{key}:{number}", together)):
+            average = "sequences" if per == "response" else updates.average
+            weights = token_weights(learnt, members, average, module.device)
             mixed = texts[part :: updates.num_minibatches]
             text_weight = _text_weight(mixed, module.device)
 
@@ -93,9 +99,12 @@ def learn(
                     return text_losses_of(micro_batch).sum() * text_weight
                 said = losses_of(micro_batch)
                 watch.see(said, micro_batch)
+                if per == "response":  # a response weighs what its tokens weigh together
+                    return (weights[micro_batch.members].sum(1) * said.losses).sum()
                 return (packed_values(weights, rollouts, micro_batch) * said.losses).sum()
 
-            accumulate_gradients(module, [*pack(rollouts, members, updates.token_budget), *mixed], loss_of)
+            forests = pack(rollouts, members, updates.token_budget, together)
+            accumulate_gradients(module, [*forests, *mixed], loss_of)
             if updates.max_kl is not None and watch.mean_kl() > updates.max_kl:
                 module.optimizers().zero_grad()  # type: ignore[union-attr]
                 return Learnt(num_updates, watch.ratio_max, grad_norm)

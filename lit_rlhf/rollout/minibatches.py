@@ -12,21 +12,23 @@ from lit_rlhf.rollout.drawing import response_names, seed_of
 from lit_rlhf.types import Rollouts
 
 
-def split(rollouts: Rollouts, num_minibatches: int, key: str) -> list[list[int]]:
+def split(rollouts: Rollouts, num_minibatches: int, key: str, together: int = 1) -> list[list[int]]:
     """Deal the responses of all ranks out into minibatches of equal size, at random.
 
     Args:
         rollouts: of this rank.
-        num_minibatches: how many; sizes differ by one response at most, over all ranks.
+        num_minibatches: how many; sizes differ by one response (or run) at most, over all ranks.
         key: names the draw, such as seed, iteration and pass over the data.
+        together: responses that are not parted, such as 2 where they come in pairs; they stand in runs of that many.
 
     Returns:
         For each minibatch the responses of this rank that belong to it, ascending; maybe none.
     """
-    mine = [seed_of(f"{key}:{name}") for name in response_names(rollouts.prompts, 1)]
+    mine = [seed_of(f"{key}:{name}") for name in response_names(rollouts.prompts, 1)[::together]]
     draws = torch.tensor(mine, dtype=torch.int64, device=rollouts.tokens.device)[:, None]
     everyone, begin = gather_rows(draws)
     order = torch.empty(len(everyone), dtype=torch.int64, device=draws.device)
     order[everyone[:, 0].argsort()] = torch.arange(len(everyone), device=draws.device)
     numbers = (order * num_minibatches // max(len(everyone), 1))[begin : begin + len(mine)].tolist()
-    return [[member for member, number in enumerate(numbers) if number == part] for part in range(num_minibatches)]
+    runs = [[run for run, number in enumerate(numbers) if number == part] for part in range(num_minibatches)]
+    return [[run * together + place for run in part for place in range(together)] for part in runs]

@@ -30,13 +30,15 @@ class RolloutMicroBatch(NamedTuple):
     members: Tensor
 
 
-def pack(rollouts: Rollouts, members: Sequence[int], token_budget: int) -> list[RolloutMicroBatch]:
+def pack(rollouts: Rollouts, members: Sequence[int], token_budget: int, together: int = 1) -> list[RolloutMicroBatch]:
     """Pack responses into forests of limited size.
 
     Args:
         rollouts: of this rank.
         members: which of them, ascending.
         token_budget: most tokens of a forest; a response that is longer with its prompt has one to itself.
+        together: members that are not parted, such as 2 where they come in pairs; they stand in runs of that many,
+            which have one prompt.
 
     Returns:
         Forests that hold every member once, in their order.
@@ -45,7 +47,8 @@ def pack(rollouts: Rollouts, members: Sequence[int], token_budget: int) -> list[
     groups, lengths = rollouts.groups.tolist(), rollouts.lengths.tolist()
     tokens = rollouts.tokens.tolist()
     packed: list[RolloutMicroBatch] = []
-    for bin_ in _bins(rollouts, members, groups, lengths, token_budget):
+    runs = [members[at : at + together] for at in range(0, len(members), together)]
+    for bin_ in _bins(rollouts, runs, groups, lengths, token_budget):
         trees = []
         for _, tree in groupby(bin_, key=groups.__getitem__):
             responses = list(tree)
@@ -59,19 +62,20 @@ def pack(rollouts: Rollouts, members: Sequence[int], token_budget: int) -> list[
 
 
 def _bins(
-    rollouts: Rollouts, members: Sequence[int], groups: list[int], lengths: list[int], token_budget: int
+    rollouts: Rollouts, runs: Sequence[Sequence[int]], groups: list[int], lengths: list[int], token_budget: int
 ) -> Iterator[list[int]]:
-    """Members in their order, as many at a time as the budget holds; a prompt is counted once per bin."""
+    """Members in their order, as many runs at a time as the budget holds; a prompt is counted once per bin."""
     current: list[int] = []
     room = token_budget
-    for member in members:
-        prompt = len(rollouts.prompts[member].tokens)
-        is_shared = bool(current) and groups[current[-1]] == groups[member]
-        cost = lengths[member] + (0 if is_shared else prompt)
+    for run in runs:
+        prompt = len(rollouts.prompts[run[0]].tokens)
+        is_shared = bool(current) and groups[current[-1]] == groups[run[0]]
+        length = sum(lengths[member] for member in run)
+        cost = length + (0 if is_shared else prompt)
         if current and cost > room:
             yield current
-            current, room, cost = [], token_budget, lengths[member] + prompt
-        current.append(member)
+            current, room, cost = [], token_budget, length + prompt
+        current.extend(run)
         room -= cost
     if current:
         yield current
