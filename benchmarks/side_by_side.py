@@ -13,6 +13,7 @@ import datetime
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,11 @@ from hh_rows import read_rows
 from proxy_model import ARCHITECTURES, make_model, train_tokenizer
 
 HERE = Path(__file__).parent
+NOTED = (
+    *("arch", "device", "dtype", "quantization", "batch_size", "steps", "repeats", "max_length", "is_shuffled"),
+    "load",
+)
+"""What the command line said that results repeat."""
 
 Setting = dict[str, Any]
 Run = dict[str, Any]
@@ -40,6 +46,8 @@ class Comparison(NamedTuple):
         default: name of TRL's setting as it comes.
         careful: name of TRL's setting as a careful user would have it.
         useful_flops: operations that the measured steps cannot do without, of an architecture, its tokens, a setting.
+        summarise: medians of every setting; None = those of training steps on the same tokens.
+        columns: of the table on a device, each with its key in a summary and its form; None = those of training steps.
     """
 
     name: str
@@ -47,12 +55,16 @@ class Comparison(NamedTuple):
     settings: dict[str, Setting]
     default: str
     careful: str
-    useful_flops: Callable[[str, dict[str, int], Setting], float]
+    useful_flops: Callable[[str, dict[str, int], Setting], float] | None = None
+    summarise: Callable[[Comparison, argparse.Namespace, dict[str, list[Run]]], list[dict[str, Any]]] | None = None
+    columns: Callable[[str], dict[str, tuple[str, str]]] | None = None
 
 
 def prepare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Make model, tokenizer and rows; what both sides are told."""
     rows = list(read_rows(options.data))
+    if options.is_shuffled:
+        random.Random(0).shuffle(rows)
     tokenizer = train_tokenizer([text for row in rows for text in row.values()])
     make_model(options.arch, options.dtype, options.device, work / "model")
     tokenizer.save_pretrained(work / "model")
@@ -110,24 +122,24 @@ def summarise(comparison: Comparison, options: argparse.Namespace, runs: dict[st
             "seconds_per_step": seconds / measured[0]["steps"],
             "peak_mib": statistics.median(run["peak_mib"] for run in measured),
         }
-        if options.device == "cuda":
+        if options.device == "cuda" and comparison.useful_flops:
             flops = comparison.useful_flops(options.arch, tokens, comparison.settings[name])
             rows[name]["mfu"] = flops / seconds / (options.peak_tflops * 1e12)
     for row in rows.values():
-        row["times_default"] = _ratio(row, rows.get(comparison.default), "tokens_per_second")
-        row["times_careful"] = _ratio(row, rows.get(comparison.careful), "tokens_per_second")
-        row["memory_of_default"] = _ratio(row, rows.get(comparison.default), "peak_mib")
+        row["times_default"] = ratio(row, rows.get(comparison.default), "tokens_per_second")
+        row["times_careful"] = ratio(row, rows.get(comparison.careful), "tokens_per_second")
+        row["memory_of_default"] = ratio(row, rows.get(comparison.default), "peak_mib")
     return list(rows.values())
 
 
-def _ratio(row: dict[str, Any], other: dict[str, Any] | None, key: str) -> float | None:
+def ratio(row: dict[str, Any], other: dict[str, Any] | None, key: str) -> float | None:
+    """How often a number of another setting goes into that of this one; None where the other was not measured."""
     return row[key] / other[key] if other else None
 
 
-def table(comparison: Comparison, summary: list[dict[str, Any]], device: str) -> str:
-    """The medians as Markdown."""
+def training_columns(device: str) -> dict[str, tuple[str, str]]:
+    """Columns of a table of training steps."""
     columns = {
-        comparison.title: ("setting", "{}"),
         "tokens / CPU s" if device == "cpu" else "tokens / s": ("tokens_per_second", "{:.1f}"),
         "x default": ("times_default", "{:.2f}"),
         "x careful": ("times_careful", "{:.2f}"),
@@ -137,6 +149,12 @@ def table(comparison: Comparison, summary: list[dict[str, Any]], device: str) ->
     }
     if device == "cuda":
         columns["MFU"] = ("mfu", "{:.3f}")
+    return columns
+
+
+def table(comparison: Comparison, summary: list[dict[str, Any]], device: str) -> str:
+    """The medians as Markdown."""
+    columns = {comparison.title: ("setting", "{}"), **(comparison.columns or training_columns)(device)}
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in summary:
         cells = ["" if row[key] is None else form.format(row[key]) for key, form in columns.values()]
@@ -174,27 +192,24 @@ def write(
             zip(("hidden", "layers", "heads", "mlp", "vocabulary"), ARCHITECTURES[options.arch], strict=True)
         ),
         "data": options.data.name,
-        **{
-            name: getattr(options, name)
-            for name in ("arch", "device", "dtype", "quantization", "batch_size", "steps", "repeats", "max_length")
-        },
+        **{name: getattr(options, name) for name in NOTED},
     }
     options.out.mkdir(parents=True, exist_ok=True)
     settings = (options.arch, options.device, options.dtype, options.quantization)
     stem = options.out / "_".join([comparison.name, *settings])
     stem.with_suffix(".json").write_text(json.dumps({**facts, "summary": summary, "runs": runs}, indent=1) + "\n")
-    said = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    said = "\n".join(f"- {key}: {value}" for key, value in facts.items() if value != "")
     stem.with_suffix(".md").write_text(
         f"# {comparison.title} beside TRL\n\n{table(comparison, summary, options.device)}\n\n{said}\n"
     )
     return stem.with_suffix(".md")
 
 
-def parse(comparison: Comparison) -> argparse.Namespace:
-    """The command line."""
+def parse(comparison: Comparison, **defaults: Any) -> argparse.Namespace:
+    """The command line; some of its defaults may be others."""
     parser = argparse.ArgumentParser(description=f"{comparison.title}: {__doc__.splitlines()[0]}")
     work = HERE.parent / "runs" / f"benchmark_{comparison.name}"
-    parser.add_argument("--trl-python", required=True, help="interpreter of an environment with TRL 1.16")
+    parser.add_argument("--trl-python", required=True, help="interpreter of an environment with TRL")
     parser.add_argument("--data", type=Path, required=True, help="rows in Anthropic's HH form, .jsonl or .jsonl.gz")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--work", type=Path, default=work, help="scratch folder")
@@ -202,15 +217,20 @@ def parse(comparison: Comparison) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--quantization", choices=("none", "nf4"), default="none")
-    parser.add_argument("--batch-size", type=int, default=8, help="pairs per step")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows per step")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=5, help="steps that are measured")
     parser.add_argument("--warmup", type=int, default=1, help="steps before them")
+    parser.add_argument(
+        "--is-shuffled", action=argparse.BooleanOptionalAction, default=False, help="take rows at random, not the first"
+    )
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--load", default="", help="what else the machine was doing, to be noted")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU, dense, for the MFU")
     parser.add_argument(
         "--only", nargs="*", default=list(comparison.settings), help="settings whose names contain one of these"
     )
+    parser.set_defaults(**defaults)
     return parser.parse_args()
 
 
@@ -222,7 +242,7 @@ def compare(comparison: Comparison, options: argparse.Namespace, plan: Path) -> 
             measured.append(run := measure(plan, comparison.name, comparison.settings[name], options.trl_python))
             progress = f"{number + 1}/{options.repeats} {name}"
             print(f"{progress}: {run['seconds']:.2f} s, {run['peak_mib']:.0f} MiB", flush=True)
-    summary = summarise(comparison, options, runs)
+    summary = (comparison.summarise or summarise)(comparison, options, runs)
     print(table(comparison, summary, options.device))
     print(write(comparison, options, runs, summary))
 

@@ -1,0 +1,66 @@
+"""Our side of ``benchmarks/ppo.py``: one setting, measured in this process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from ppo_meter import PhaseMeter
+from ppo_watch import VERSIONS, CountedSampler, Watch, train
+
+from datamodules import PromptDataModule
+from lit_rlhf import BackboneConfig, LoraOptions, PPOModule
+from lit_rlhf.models.options import CriticOptions
+from lit_rlhf.rewards import ModelReward, WeightedReward
+from lit_rlhf.rollout.options import UpdateOptions
+from lit_rlhf.rollout.sampling import SamplingOptions
+
+
+def make(plan: dict[str, Any], setting: dict[str, Any], meter: PhaseMeter) -> PPOModule:
+    """The module to train."""
+    backbone = BackboneConfig(
+        plan["model"],
+        quantization=plan["quantization"],
+        dtype=plan["dtype"],
+        lora=LoraOptions(r=plan["lora"]["r"], alpha=plan["lora"]["lora_alpha"]),
+    )
+    reward = ModelReward(plan["reward_model"], placement="backbone", token_budget=setting["token_budget"])
+    return PPOModule(
+        backbone,
+        [WeightedReward(reward)],
+        critic=CriticOptions(setting["critic"], init_from="fresh"),
+        sampling=SamplingOptions(max_new_tokens=plan["max_new_tokens"]),
+        sampler=CountedSampler(meter),
+        updates=UpdateOptions(plan["num_ppo_epochs"], plan["num_minibatches"], setting["token_budget"]),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=plan["lr"], eps=1e-5, weight_decay=0.0),
+    )
+
+
+def main() -> None:
+    """Measure one setting of a plan, as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("setting", type=json.loads)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    plan = json.loads(options.plan.read_text())
+    if plan["device"] == "cpu":
+        torch.set_num_threads(1)
+    meter = PhaseMeter(plan["device"], plan["warmup"])
+    data = PromptDataModule(
+        plan["rows"],
+        tokenizer=plan["model"],
+        batch_size=plan["batch_size"],
+        max_prompt_length=plan["max_length"],
+        shuffle_buffer=0,
+    )
+    module = make(plan, options.setting, meter)
+    train(module, data, Watch(meter), plan["dtype"], plan["scratch"], plan["steps"])
+    options.out.write_text(json.dumps({**meter.result(), "versions": VERSIONS}))
+
+
+if __name__ == "__main__":
+    main()
