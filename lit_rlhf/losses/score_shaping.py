@@ -211,5 +211,5 @@ def normalised_scores(scores: Tensor, mean: float | Tensor, std: float | Tensor)
         [-1.0, 1.0]
     """
     check_sequences(scores=scores)
-    mean, std = (torch.as_tensor(moment).to(scores) for moment in (mean, std))
+    std = torch.as_tensor(std)
     return (scores - mean) / torch.where(std == 0, 1.0, std)

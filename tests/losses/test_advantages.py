@@ -340,6 +340,10 @@ def test_shapes_are_refused():
             lambda: token_rewards(vector, cells, mask, kl_coef=0.1),
             r"sequence \(L,\), got scores \(3,\), lengths \(2,\)",
         ),
+        (
+            lambda: token_rewards(vector[:2], cells[:, :1], mask, kl_coef=0.1),
+            r"got kl \(2, 1\), response_mask \(2, 3\)",
+        ),
         (lambda: whiten(cells, mask[0]), r"values \(2, 3\) and mask \(3,\) differ"),
         (lambda: group_advantages(vector, mask[:, 0].long()), r"scores \(3,\), groups \(2,\)"),
         (lambda: leave_one_out_advantages(cells, cells.long()), r"scores \(2, 3\), groups \(2, 3\)"),

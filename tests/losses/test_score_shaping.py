@@ -91,8 +91,20 @@ def test_moments_do_not_depend_on_when_scores_came(scores, cuts):
     torch.testing.assert_close(moments.m2, ((scores - scores.mean()) ** 2).sum(), rtol=1e-9, atol=1e-9)
 
 
-def test_moments_keep_their_dtype():
-    assert updated_moments(*NOTHING, torch.tensor([1.0])).mean.dtype == torch.float64
+def test_scores_far_from_nought_keep_their_spread():
+    """In the float32 that scores come in, the squares of these would be off in the third digit."""
+    scores = 10_000 + torch.randn(1000, generator=torch.Generator().manual_seed(0)) / 100
+    moments = updated_moments(*NOTHING, scores)
+    assert moments.mean.dtype == torch.float64
+    torch.testing.assert_close(moments.std, scores.double().std(), rtol=1e-9, atol=0)
+
+
+def test_equal_scores_have_no_spread_whatever_rounding_makes_of_them():
+    moments = Moments(*(torch.zeros(()),) * 3)
+    for count in range(1, 30):
+        moments = updated_moments(*moments, torch.full((count,), 0.7))
+    assert moments.m2 > 0
+    assert moments.std == 0
 
 
 @pytest.mark.parametrize("scores", [[], [3.0], [0.7] * 9])
