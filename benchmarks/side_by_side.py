@@ -26,11 +26,8 @@ from hh_rows import read_rows
 from proxy_model import ARCHITECTURES, make_model, train_tokenizer
 
 HERE = Path(__file__).parent
-NOTED = (
-    *("arch", "device", "dtype", "quantization", "batch_size", "steps", "repeats", "max_length", "is_shuffled"),
-    "load",
-)
-"""What the command line said that results repeat."""
+CONDITIONS = ("arch", "device", "dtype", "quantization", "batch_size", "steps", "warmup", "max_length", "is_shuffled")
+"""What must be the same of all runs of one table."""
 
 Setting = dict[str, Any]
 Run = dict[str, Any]
@@ -192,7 +189,7 @@ def write(
             zip(("hidden", "layers", "heads", "mlp", "vocabulary"), ARCHITECTURES[options.arch], strict=True)
         ),
         "data": options.data.name,
-        **{name: getattr(options, name) for name in NOTED},
+        **{name: getattr(options, name) for name in (*CONDITIONS, "repeats", "load")},
     }
     options.out.mkdir(parents=True, exist_ok=True)
     settings = (options.arch, options.device, options.dtype, options.quantization)
@@ -225,6 +222,9 @@ def parse(comparison: Comparison, **defaults: Any) -> argparse.Namespace:
         "--is-shuffled", action=argparse.BooleanOptionalAction, default=False, help="take rows at random, not the first"
     )
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--earlier", type=Path, help="results (.json) whose runs of the settings that are not measured now are kept"
+    )
     parser.add_argument("--load", default="", help="what else the machine was doing, to be noted")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU, dense, for the MFU")
     parser.add_argument(
@@ -237,14 +237,29 @@ def parse(comparison: Comparison, **defaults: Any) -> argparse.Namespace:
 def compare(comparison: Comparison, options: argparse.Namespace, plan: Path) -> None:
     """Measure all settings in turn, several times over, and write what came of it."""
     runs: dict[str, list[Run]] = {name: [] for name in chosen(comparison, options)}
+    kept = earlier_runs(comparison, options) if options.earlier else {}
     for number in range(options.repeats):
         for name, measured in runs.items():
             measured.append(run := measure(plan, comparison.name, comparison.settings[name], options.trl_python))
             progress = f"{number + 1}/{options.repeats} {name}"
             print(f"{progress}: {run['seconds']:.2f} s, {run['peak_mib']:.0f} MiB", flush=True)
+    runs = {name: runs.get(name) or kept[name] for name in comparison.settings if name in runs or name in kept}
     summary = (comparison.summarise or summarise)(comparison, options, runs)
     print(table(comparison, summary, options.device))
     print(write(comparison, options, runs, summary))
+
+
+def earlier_runs(comparison: Comparison, options: argparse.Namespace) -> dict[str, list[Run]]:
+    """Runs of earlier results, of what is measured now.
+
+    Raises:
+        ValueError: if they were measured under other conditions.
+    """
+    facts = json.loads(options.earlier.read_text())
+    same = {name: getattr(options, name) for name in CONDITIONS} | {"hardware": hardware(options.device)}
+    if odd := [name for name, value in same.items() if facts[name] != value]:
+        raise ValueError(f"{options.earlier}: {odd[0]} is {facts[odd[0]]!r} there, and {same[odd[0]]!r} here")
+    return {name: runs for name, runs in facts["runs"].items() if name in comparison.settings}
 
 
 def chosen(comparison: Comparison, options: argparse.Namespace) -> dict[str, Setting]:

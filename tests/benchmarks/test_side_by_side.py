@@ -80,6 +80,23 @@ def test_results_are_called_after_what_was_measured(script, comparison, runs, tm
     assert list(script.chosen(comparison, script.parse(comparison))) == ["with care", "ours"]
 
 
+def test_earlier_runs_stand_beside_new_ones(script, comparison, runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "hardware", lambda device: "a machine")
+    monkeypatch.setattr(sys, "argv", ["xy.py", "--trl-python", "p", "--data", "hh.jsonl", "--out", str(tmp_path)])
+    options = script.parse(comparison)
+    script.write(comparison, options, runs, script.summarise(comparison, options, runs))
+    earlier = ["--earlier", str(tmp_path / "xy_proxy_cpu_float32_none.json")]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, *earlier, "--only", "ours", "--repeats", "1"])
+    monkeypatch.setattr(script, "measure", lambda *told: run(0.5, 10))
+    script.compare(comparison, script.parse(comparison), tmp_path / "plan.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].startswith("| as it comes | 10.0 | 1.00 |")
+    assert lines[5].startswith("| ours | 200.0 | 20.00 |")
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--steps", "7"])
+    with pytest.raises(ValueError, match="steps is 5 there, and 7 here"):
+        script.compare(comparison, script.parse(comparison), tmp_path / "plan.json")
+
+
 def test_a_failing_side_is_named_with_what_it_said(script, tmp_path, monkeypatch):
     (tmp_path / "sides").mkdir()
     (tmp_path / "sides" / "xy_trl.py").write_text("raise SystemExit('no such thing')")
