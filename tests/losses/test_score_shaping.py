@@ -92,7 +92,7 @@ def test_moments_do_not_depend_on_when_scores_came(scores, cuts):
 
 
 def test_scores_far_from_nought_keep_their_spread():
-    """In the float32 that scores come in, the squares of these would be off in the third digit."""
+    """In the float32 that scores come in, the squares of these would be off in the fourth digit."""
     scores = 10_000 + torch.randn(1000, generator=torch.Generator().manual_seed(0)) / 100
     moments = updated_moments(*NOTHING, scores)
     assert moments.mean.dtype == torch.float64
