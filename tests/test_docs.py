@@ -7,20 +7,24 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.mathtext import MathTextParser
 
 from lit_rlhf import losses
 from lit_rlhf.cli import BESIDE, TRAINING
-from lit_rlhf.losses import reward
+from lit_rlhf.losses import kl, policy_gradient, reward, values
 from lit_rlhf.losses.reward_terms import GIVEN, RewardTerm
 from lit_rlhf.metrics.calibration import CALIBRATION_METRICS
 from lit_rlhf.metrics.moments import MOMENT_METRICS
 from lit_rlhf.metrics.pairs import PAIR_METRICS
 from lit_rlhf.metrics.scores import SCORE_METRICS
 
+MATHTEXT = MathTextParser("path")
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 DPO = (ROOT / "docs/algorithms/dpo.md").read_text()
 REWARD = (ROOT / "docs/algorithms/reward.md").read_text()
+PPO = (ROOT / "docs/algorithms/ppo.md").read_text()
+OF_ROLLOUTS = {module.__name__ for module in (kl, policy_gradient, values)}
 LOSSES = [name for name in losses.__all__ if name.endswith("_loss")]
 REWARD_METRICS = [*SCORE_METRICS, *MOMENT_METRICS, *CALIBRATION_METRICS, "loss", "grad_norm", "lr", "tokens_per_second"]
 
@@ -55,7 +59,7 @@ def test_every_loss_is_explained_with_its_options(name: str):
     loss = vars(losses)[name]
     parameters = inspect.signature(loss).parameters.values()
     options = [x.name for x in parameters if x.kind is inspect.Parameter.KEYWORD_ONLY and x.name != "beta"]
-    page = REWARD if loss.__module__ == reward.__name__ else DPO
+    page = REWARD if loss.__module__ == reward.__name__ else PPO if loss.__module__ in OF_ROLLOUTS else DPO
     assert re.findall(r"`(\w+)`", row(page, name)[2]) == options
 
 
@@ -80,8 +84,28 @@ def test_every_metric_of_reward_models_is_explained(name: str):
     assert f"`{name}`" in REWARD
 
 
-@pytest.mark.parametrize("page", [DPO, REWARD])
-def test_every_function_named_in_the_tables_exists(page: str):
-    named = set(re.findall(r"`lit_rlhf\.losses\.(\w+)`", page)) - {"terms"}
-    assert named
-    assert named <= set(losses.__all__)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_what_a_link_to_code_names_is_in_that_file(page: Path):
+    """A link reads [`Class.method`](file.py): the file defines the last part of the name."""
+    links = re.findall(r"\[`([\w.]+)`\]\(([^)]+\.py)\)", page.read_text())
+    code = {name: (page.parent / file).read_text() for name, file in links}
+    missing = [name for name in code if not re.search(rf"^ *(def|class) {name.split('.')[-1]}\b", code[name], re.M)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_formulas_can_be_set(page: Path):
+    """Mathtext reads a part of LaTeX. What Markdown would take for its own is left out, as are columns of tables."""
+    text = re.sub(r"```.*?```|`.*?`", "", page.read_text(), flags=re.DOTALL)
+    formulas = re.findall(r"\$\$(.+?)\$\$|\$(.+?)\$", text, flags=re.DOTALL)
+    for formula in (shown or inline for shown, inline in formulas):
+        assert not re.search(r"\n|[|*<]|\\[^a-zA-Z ]", formula), formula
+        MATHTEXT.parse(f"${formula}$")
+
+
+@pytest.mark.parametrize("page", [DPO, REWARD, PPO], ids=["dpo", "reward", "ppo"])
+def test_formulas_are_numbered_in_order_and_only_known_numbers_are_referred_to(page: str):
+    numbers = [int(number) for number in re.findall(r"\\qquad \((\d+)\)\$\$", page)]
+    assert numbers == [*range(1, len(numbers) + 1)]
+    assert len(numbers) > 4
+    assert {int(number) for number in re.findall(r"(?<![\w`.])\((\d{1,2})\)", page)} <= set(numbers)
