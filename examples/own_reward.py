@@ -7,7 +7,7 @@ In a configuration the same rewards are, if this file lies in the working direct
     rewards:
       - reward: {class_path: lit_rlhf.rewards.ExactAnswer}
         weight: 2.0
-      - reward: {class_path: lit_rlhf.rewards.FunctionReward, init_args: {function: own_reward.shows_work}}
+      - reward: own_reward.shows_work
       - reward: {class_path: own_reward.Politeness, init_args: {words: [please, thank]}}
         weight: 0.5
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_rlhf.rewards import ExactAnswer, FunctionReward, Sample, ScoredSamples, WeightedReward, score_samples
+from lit_rlhf.rewards import ExactAnswer, Sample, ScoredSamples, WeightedReward, score_samples
 
 QUESTION = "A box holds 8 pens. How many pens are in 9 boxes?"
 RESPONSES = ("8 * 9 = 72, so the answer is 72. Thank you!", "The answer is $72.00.", "Please ask somebody else.")
@@ -46,7 +46,7 @@ def main() -> ScoredSamples:
     """Score three responses and print what each reward says of them."""
     rewards = [
         WeightedReward(ExactAnswer(), weight=2.0),
-        WeightedReward(FunctionReward(shows_work)),
+        WeightedReward(shows_work),
         WeightedReward(Politeness(["please", "thank"]), weight=0.5),
     ]
     samples = [Sample(QUESTION, response, columns={"answer": "72"}) for response in RESPONSES]

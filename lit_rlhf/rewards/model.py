@@ -100,6 +100,8 @@ class ModelReward(AttachedReward):
             self.scorer = ForestScorer(model, self._normalises(model.score.is_measured))
         else:
             self._normalises(False)
+            if self.placement == "backbone":
+                raise ValueError(f"reward model '{self.model}' cannot lie on the policy's backbone: it is a classifier")
             self.scorer = Classifier(self.model, self.label, self.dtype, self.quantization, device)
             rank_zero_info(f"reward model '{self.model}': a classifier, beside the policy")
             limit = min(self.scorer.max_length or own.model_max_length, own.model_max_length)
@@ -175,6 +177,8 @@ class ModelReward(AttachedReward):
         folder, policy = local_folder(str(self.model)), self.backbone.model
         if not (folder / "adapter_config.json").is_file():
             return "it is no adapter"
+        if (self.dtype, self.quantization) != ("auto", "none"):
+            return f"dtype is '{self.dtype}' and quantization '{self.quantization}', and it would take the policy's"
         if not isinstance(policy, PeftModel):
             return "all weights of the policy are trained"
         if adapters.REWARD in policy.peft_config:
@@ -216,6 +220,8 @@ def _is_ours(name: str, label: str | int | None) -> bool:
     """Whether a model has a score head that this package reads: one output, or named objectives."""
     folder = local_folder(name)
     if (folder / "adapter_config.json").is_file():
+        if label is not None:
+            raise ValueError(f"label is {label!r}, and '{name}' is an adapter, whose score is that of its objectives")
         return True
     try:
         head = None if label is not None else read_head(folder, num_objectives=None)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from operator import mul
-from types import FunctionType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -23,12 +23,13 @@ class WeightedReward:
     """One part of the score of a response.
 
     Args:
-        reward: gives the part: a class of ``lit_rlhf.rewards`` or your own, or a plain function of samples.
+        reward: gives the part: a class of ``lit_rlhf.rewards`` or your own; or a function, which is asked as
+            :class:`FunctionReward` asks it.
         weight: what it is multiplied by in the sum; 0 = only watched.
         name: in logs; None = that of its function, or of its class: ``exact_answer`` of ``ExactAnswer``.
     """
 
-    reward: Reward
+    reward: Reward | Callable[..., Any]
     weight: float = 1.0
     name: str | None = None
 
@@ -37,6 +38,8 @@ class WeightedReward:
             raise ValueError(f"the weight of a reward is {self.weight}; it must be a finite number")
         if self.name is not None and not self.name.strip():
             raise ValueError("the name of a reward is empty; leave it out for that of its class")
+        if inspect.isroutine(self.reward):
+            self.reward = FunctionReward(self.reward)
 
     @property
     def label(self) -> str:
@@ -45,8 +48,6 @@ class WeightedReward:
             return self.name
         if isinstance(self.reward, FunctionReward):
             return self.reward.name
-        if isinstance(self.reward, FunctionType):
-            return self.reward.__name__
         return _snake_case(type(self.reward).__name__.removesuffix("Reward") or "reward")
 
 

@@ -33,7 +33,7 @@ class SampleReader:
         tokenizer: of the reward model.
         policy_tokenizer: of the policy.
         stop_tokens: ids that end a response of the policy.
-        max_length: most tokens of a text that is tokenised anew; of longer ones the beginning is cut.
+        max_length: most tokens of a text; of longer ones the beginning is cut.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class SampleReader:
         if not sample.prompt_tokens or not sample.response_tokens:
             raise ValueError(f"{sample.address}: prompt and response need a token each to be scored")
         ends = sample.messages and sample.response_tokens[-1] in self.stop_tokens
-        return {"input_ids": [*sample.prompt_tokens, *sample.response_tokens, *(self.closing if ends else [])]}
+        tokens = [*sample.prompt_tokens, *sample.response_tokens, *(self.closing if ends else [])]
+        return {"input_ids": tokens if self.max_length is None else tokens[-self.max_length :]}
 
     def _from_text(self, sample: Sample) -> Encoding:
         messages = [self._unmarked(message) for message in sample.messages]

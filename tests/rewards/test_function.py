@@ -83,6 +83,8 @@ def test_arguments_go_before_columns_and_defaults_stay():
         return scale * (answer == "given") * (other == "default")
 
     assert FunctionReward(reward, {"scale": 0.5, "answer": "given"})(SAMPLES) == [0.5, 0.5]
+    everything = FunctionReward(lambda responses, **others: [others["answer"]] * 2, {"answer": 3})
+    assert everything(SAMPLES) == [3.0, 3.0]
     with pytest.raises(ValueError, match="unexpected keyword argument 'scal'"):
         FunctionReward(reward, {"scal": 0.5})(SAMPLES)
 

@@ -152,6 +152,7 @@ def test_sampled_tokens_score_as_their_text_does(template, token_budget, placeme
     assert ("reward" in policy.model.peft_config) == (placement == "backbone")
     torch.testing.assert_close(torch.tensor(reward(drawn(batch, stops))), wanted, rtol=1e-5, atol=1e-5)
     assert reward.spread == (0.0, 1.0)
+    assert attached(load_reward_model(run), policy, tokenizer, normalise=False).spread == (0.0, 1.0)
     normalised = ModelReward(load_reward_model(run))
     normalised.attach(policy, tokenizer, stops)
     assert normalised.spread == (0.5, 2.0)
@@ -206,6 +207,16 @@ def test_what_cannot_lie_on_the_backbone_lies_beside_it_or_is_refused(
             attached(model, backbone, tiny_tokenizer, placement="backbone")
 
 
+def test_a_precision_of_its_own_needs_a_base_of_its_own(run, policy, tiny_tokenizer):
+    reward = attached(run, policy, tiny_tokenizer, dtype="bfloat16")
+    assert reward.scorer.model.base.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="dtype is 'bfloat16' and quantization 'none', and it would take the policy's"):
+        attached(run, policy, tiny_tokenizer, dtype="bfloat16", placement="backbone")
+    quarter = attached(run, policy, tiny_tokenizer, quantization="nf4")
+    assert quarter.scorer.model.base.is_loaded_in_4bit
+    assert len(quarter([Sample("", "", (), [7, 8], [9, 10])])) == 1
+
+
 @torch.no_grad()
 def test_the_policy_is_what_it_was_after_scoring(run, policy, tiny_tokenizer):
     reward = attached(run, policy, tiny_tokenizer)
@@ -233,6 +244,8 @@ def test_a_classifier_of_another_kind_reads_the_text_by_its_own_tokenizer(
     )
     with pytest.raises(ValueError, match="does not know how its scores spread"):
         attached(folder, policy, tiny_tokenizer, normalise=True)
+    with pytest.raises(ValueError, match="cannot lie on the policy's backbone: it is a classifier"):
+        attached(folder, policy, tiny_tokenizer, placement="backbone")
 
 
 @torch.no_grad()
@@ -242,6 +255,8 @@ def test_a_label_of_a_decoder_reads_the_policys_tokens(policy, tiny_tokenizer, t
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     wanted = model(torch.tensor([[7, 8, 9, 10]])).logits[0, 1].item()
     assert reward([Sample("", "", (), [7, 8], [9, 10])]) == pytest.approx([wanted], abs=1e-5)
+    long = list(range(10, 80))
+    assert reward([Sample("", "", (), long[:60], long[60:])]) == reward([Sample("", "", (), long[22:60], long[60:])])
     with pytest.raises(ValueError, match="has NEGATIVE, POSITIVE; name the one that is the score"):
         attached(folder, policy, tiny_tokenizer)
 
@@ -281,9 +296,11 @@ def test_it_goes_where_the_policy_goes(run, policy, tiny_tokenizer, monkeypatch)
     assert {parameter.device.type for parameter in reward.scorer.module.parameters()} == {"meta"}
 
 
-def test_what_is_no_reward_model_is_refused(policy, tiny_llama, tiny_tokenizer, tmp_path):
+def test_what_is_no_reward_model_is_refused(run, policy, tiny_llama, tiny_tokenizer, tmp_path):
     with pytest.raises(ValueError, match="is no reward model: it is a LlamaForCausalLM without a head"):
         attached(tiny_llama(), policy, tiny_tokenizer)
+    with pytest.raises(ValueError, match=r"label is 'good', and '.*' is an adapter, whose score"):
+        attached(run, policy, tiny_tokenizer, label="good")
     with pytest.raises(ValueError, match="no folder"):
         attached(tmp_path / "none", policy, tiny_tokenizer)
     with pytest.raises(ValueError, match="token_budget is 0"):

@@ -53,7 +53,7 @@ def test_what_functions_may_name_is_told():
 def test_the_configurations_build(monkeypatch):
     module = ModuleType("my_rewards")
     exec(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1], module.__dict__)
-    module.brevity.__module__ = "my_rewards"
+    module.brevity.__module__ = module.agrees.__module__ = "my_rewards"
     monkeypatch.setitem(sys.modules, "my_rewards", module)
     blocks = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     assert len(blocks) == 2

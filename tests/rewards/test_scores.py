@@ -52,8 +52,12 @@ def test_scores_are_summed_by_weight_and_parts_stay_as_they_are():
 
 @pytest.mark.parametrize("scores", [[1.0], [1.0, float("nan")], None, [None, 1.0]])
 def test_every_reward_is_checked_and_named(scores):
+    class Odd:
+        def __call__(self, samples):
+            return scores
+
     with pytest.raises(ValueError, match="reward 'odd'"):
-        score_samples([WeightedReward(brevity), WeightedReward(lambda samples: scores, name="odd")], SAMPLES)
+        score_samples([WeightedReward(brevity), WeightedReward(Odd())], SAMPLES)
 
 
 def test_names():
@@ -138,9 +142,20 @@ def test_every_public_reward_is_configured_above():
     assert scoring - {"AttachedReward", "Reward"} == set(READY)
 
 
-def test_a_plain_function_is_a_reward_by_its_name(monkeypatch):
-    monkeypatch.setitem(sys.modules, "my_rewards", sys.modules[brevity.__module__])
-    assert score_samples(built({"reward": "my_rewards.brevity"}), SAMPLES).total == [-4.0, -1.0]
+@pytest.mark.parametrize(("name", "total"), [("brevity", [-4.0, -1.0]), ("size", [4.0, 1.0])])
+def test_a_function_is_a_reward_by_its_import_path(name, total, monkeypatch):
+    monkeypatch.setitem(sys.modules, brevity.__module__, sys.modules[brevity.__module__])
+    (made,) = built({"reward": f"{brevity.__module__}.{name}"})
+    assert isinstance(made.reward, FunctionReward)
+    assert score_samples([made], SAMPLES) == (total, {name: total})
+
+
+def test_a_function_that_asks_for_no_response_is_refused_at_once():
+    def answer_only(answer):
+        return 1.0
+
+    with pytest.raises(ValueError, match="answer_only names"):
+        WeightedReward(answer_only)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +166,7 @@ def test_a_plain_function_is_a_reward_by_its_name(monkeypatch):
         ({"reward": reward("ExactAnswers")}, "'lit_rlhf.rewards' has no attribute 'ExactAnswers'"),
         ({"reward": reward("LengthTarget", target="many")}, "target: Expected a int. Got value: many"),
         ({"reward": reward("FunctionReward", function="lit_rlhf.rewards.nothing")}, "has no attribute 'nothing'"),
+        ({"reward": "lit_rlhf.rewards.nothing"}, "nothing"),
         ({"reward": reward("ExactAnswer", find=["box"])}, "find"),
     ],
 )

@@ -38,6 +38,7 @@ def test_keyword_count():
     assert KeywordCount(["cat", "Dog"], target=3)(samples) == pytest.approx([0.0, 1 / 3, 1.0, 0.0, 1.0])
     assert KeywordCount(["cat", "Dog"], 2, distinct=True)(samples) == pytest.approx([0.0, 0.5, 1.0, 0.0, 0.5])
     assert KeywordCount(["new york", "new"], 2)([Sample("", "New York"), Sample("", "a new New York")]) == [0.5, 1.0]
+    assert KeywordCount(["new york", "new"], 2, distinct=True)([Sample("", "a new New York")]) == [1.0]
     assert KeywordCount(["\u5feb\u4e50", "c++"], 2)([Sample("", "\u5f88\u5feb\u4e50\uff0cC++!")]) == [1.0]
 
 
