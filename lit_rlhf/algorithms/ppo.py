@@ -61,7 +61,7 @@ _SCORES, _ADVANTAGES, _CLIPPING, _UPDATES = ScoreOptions(), AdvantageOptions(), 
 _KL_LOSSES = {"k2": kl_k2_loss, "k3+": kl_k3_loss}
 _WATCHED = (
     *("policy_loss", "value_loss", "approx_kl", "clip_fraction_low", "clip_fraction_high", "dual_clip_fraction"),
-    *("value_clip_fraction", "entropy", "ptx_loss"),
+    *("value_clip_fraction", "entropy", "kl_loss", "ptx_loss"),
 )
 
 
@@ -203,8 +203,9 @@ class PPOModule(LightningModule):
         )
         losses = pick(experience.importance) * policy.losses - self.entropy_coef * said.entropy
         if self.kl.loss_coef:
-            kl_loss = _KL_LOSSES[self.kl.loss_estimator]
-            losses = losses + self.kl.loss_coef * kl_loss(said.logprobs, pick(experience.ref_logprobs))
+            kl_losses = _KL_LOSSES[self.kl.loss_estimator](said.logprobs, pick(experience.ref_logprobs))
+            losses = losses + self.kl.loss_coef * kl_losses
+            self.iterations.means.update({"kl_loss": (kl_losses.detach().sum(), len(kl_losses))})
         moved = kl_k3(old_logprobs, said.logprobs.detach())
         seen = {
             **{"policy_loss": policy.losses, "value_loss": value.losses, "approx_kl": moved, "entropy": said.entropy},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 
@@ -13,8 +14,12 @@ from torch.utils.data import DataLoader
 
 from datamodules.packing import TokenPair, TokenResponse, TokenTree, pack_graded, pack_pairs, pack_steps
 from lit_rlhf.algorithms.dpo import DPOModule
+from lit_rlhf.algorithms.ppo import PPOModule
 from lit_rlhf.algorithms.reward import RewardModule
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
+from lit_rlhf.rewards import FunctionReward, WeightedReward
+from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.types import Prompt, PromptBatch
 
 
 class Memory(Logger):
@@ -157,6 +162,39 @@ def make_reward(make_module):
     return make
 
 
+def vowels(response):
+    """Share of vowels in a response: a reward that a policy of any size can learn to please."""
+    return sum(response.count(letter) for letter in "aeiou") / max(len(response), 1)
+
+
+@pytest.fixture(scope="session")
+def make_prompts(tiny_tokenizer):
+    """Batches of ``size`` out of ``number`` ragged prompts."""
+
+    def make(number, size):
+        texts = ["What is it?", "Tell me", "Thank you very much, how many legs?", "A"]
+        rows = [
+            Prompt(tuple(tiny_tokenizer(text)["input_ids"]), text, (), {}, f"prompts.jsonl:{row + 1}", "prompts")
+            for row, text in enumerate(f"{texts[row % 4]} {row}" for row in range(number))
+        ]
+        return [PromptBatch(tuple(rows[at : at + size]), {}) for at in range(0, number, size)]
+
+    return make
+
+
+@pytest.fixture
+def make_policy(make_module, tiny_tokenizer):
+    """Modules that learn from rollouts, on the tiny Llama; rewarded for vowels unless told otherwise."""
+
+    def make(kind=PPOModule, rewards=None, sampling=None, lr=0.05, **options):
+        rewards = rewards or [WeightedReward(FunctionReward(vowels))]
+        sampling = SamplingOptions(**{"max_new_tokens": 9, **(sampling or {})})
+        tokenizer = copy.deepcopy(tiny_tokenizer)
+        return make_module(kind=kind, rewards=rewards, sampling=sampling, lr=lr, tokenizer=tokenizer, **options)
+
+    return make
+
+
 @pytest.fixture
 def make_trainer(tmp_path):
     """Quiet Trainers on one CPU that log every step into a Memory."""
@@ -202,7 +240,8 @@ def assert_same_run():
     """Whether two Trainers logged the same curves, and their modules ended with the same weights."""
 
     def compare(first, second, tolerance=1e-5):
-        about_the_cut = {"train/tokens_per_second", "train/data/fill"}
+        about_the_cut = {"train/tokens_per_second", "train/data/fill", "rollout/tokens_per_second"}
+        about_the_cut |= {"time/rollout", "time/score", "time/update", "rollout/sampler_kl"}
         names = {name for row in second.logger.rows for name in row} - about_the_cut
         assert {name for row in first.logger.rows for name in row} - about_the_cut == names
         for name in names:
