@@ -162,11 +162,11 @@ class GRPOModule(LightningModule):
         importance = self.iterations.importance(rollouts, measures.logprobs)
         return PolicyExperience(rollouts, measures.logprobs, measures.ref_logprobs, advantages, importance)
 
-    def validation_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:
+    def validation_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
         """Responses to held-out prompts, with their scores and divergences."""
         return self.iterations.answer(self.model, batch, batch_idx)
 
-    def test_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:
+    def test_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
         """Responses to test prompts, with their scores and divergences."""
         return self.iterations.answer(self.model, batch, batch_idx)
 

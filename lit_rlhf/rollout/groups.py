@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_rlhf.ranks import gather_rows
+from lit_rlhf.rollout.options import UpdateOptions
 from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.types import Rollouts
 
 
 def require_groups(sampling: SamplingOptions, algorithm: str, usual: int) -> None:
@@ -29,6 +32,23 @@ def require_groups(sampling: SamplingOptions, algorithm: str, usual: int) -> Non
         raise ValueError(
             f"sampling.num_responses is {sampling.num_responses}; {algorithm} compares the responses to one prompt "
             f"with each other, so it is at least 2, {usual} usual"
+        )
+
+
+def require_whole_responses(updates: UpdateOptions, algorithm: str) -> None:
+    """Refuse an average over tokens, where losses are of whole responses.
+
+    Args:
+        updates: how responses are learnt from.
+        algorithm: whose losses they are.
+
+    Raises:
+        ValueError: if ``average`` is not as it comes.
+    """
+    if updates.average != UpdateOptions().average:
+        raise ValueError(
+            f"updates.average is '{updates.average}'; the losses of {algorithm} are of whole responses, which are "
+            "averaged as they are: leave it out"
         )
 
 
@@ -65,3 +85,36 @@ def without_spread(scores: Tensor, groups: Tensor) -> Tensor:
     highest = ends.scatter_reduce(0, groups, scores, "amax", include_self=False)
     lowest = ends.scatter_reduce(0, groups, scores, "amin", include_self=False)
     return (highest == lowest)[groups]
+
+
+def best_and_worst(scores: Tensor, groups: Tensor, is_allowed: Tensor) -> Tensor:
+    """(B, 2) int64, the best and the worst response to each prompt; prompts whose responses score alike have none.
+
+    Args:
+        scores: (L,) of this rank.
+        groups: (L,) int64, number of the prompt of each response, from 0, ascending.
+        is_allowed: (L,) bool, True = may be chosen and rejected.
+
+    Example:
+        >>> scores, groups = torch.tensor([1.0, 3.0, 2.0, 5.0, 5.0]), torch.tensor([0, 0, 0, 1, 1])
+        >>> best_and_worst(scores, groups, torch.ones(5).bool()).tolist()
+        [[1, 0]]
+    """
+    pairs = []
+    for number in groups[is_allowed].unique():
+        members = (is_allowed & (groups == number)).nonzero()[:, 0]
+        best, worst = members[scores[members].argmax()], members[scores[members].argmin()]
+        if scores[best] > scores[worst]:
+            pairs.append(torch.stack([best, worst]))
+    return torch.stack(pairs) if pairs else groups.new_zeros(0, 2)
+
+
+def select(rollouts: Rollouts, members: Tensor) -> Rollouts:
+    """Some of the responses, in any order.
+
+    Args:
+        rollouts: of this rank.
+        members: (l,) int64, which.
+    """
+    prompts = tuple(rollouts.prompts[member] for member in members.tolist())
+    return Rollouts(prompts, *(column[members] for column in rollouts[1:]))

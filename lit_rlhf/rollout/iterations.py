@@ -95,7 +95,7 @@ class Iterations(nn.Module):
         self.phases = Phases()
         self.collector = Collector(sampler or CachedSampler(), sampling, rewards, seed, self.phases)
         self.shaper = ScoreShaper(scores)
-        self.means = Means((*watched, *DATA_METRICS))
+        self.means = Means(dict.fromkeys((*watched, *DATA_METRICS)))
         self.meter, self.held_out = RolloutMeter(), RolloutMeter()
         self.number: Tensor
         self.kl_coef: Tensor
@@ -153,12 +153,21 @@ class Iterations(nn.Module):
         """(L, R) divergence of each token from the reference, in nats, by ``kl.estimator``."""
         return of_tokens(_ESTIMATORS[self.kl.estimator], logprobs, ref_logprobs)
 
-    def importance(self, rollouts: Rollouts, logprobs: Tensor) -> Tensor:
-        """(L, R) weights of tokens that correct for a sampler that computes otherwise than the trainer; 1 for ours."""
+    def importance(self, rollouts: Rollouts, logprobs: Tensor, per: Literal["token", "response"] = "token") -> Tensor:
+        """Weights that correct for a sampler that computes otherwise than the trainer; 1 for ours.
+
+        Args:
+            rollouts: the responses.
+            logprobs: (L, R) by the trainer.
+            per: whether tokens are weighed, (L, R), or whole responses, (L,).
+        """
+        theirs = rollouts.logprobs
+        if per == "response":
+            logprobs, theirs = ((column * rollouts.response_mask).sum(1) for column in (logprobs, theirs))
         cap = self.updates.importance_cap or (None if self.collector.sampler.is_exact else 2.0)
         if cap is None:
             return torch.ones_like(logprobs)
-        return of_tokens(importance_weights, logprobs, rollouts.logprobs, cap=cap)
+        return of_tokens(importance_weights, logprobs, theirs, cap=cap)
 
     def watch(
         self,
@@ -166,6 +175,7 @@ class Iterations(nn.Module):
         logprobs: Tensor,
         ref_logprobs: Tensor,
         of_responses: Mapping[str, Tensor] = _NOTHING_MORE,
+        /,
         **more: Tensor,
     ) -> None:
         """Take in the responses of an iteration.
@@ -218,7 +228,7 @@ class Iterations(nn.Module):
             clip_range_high=clipping.clip_range_high,
             dual_clip=clipping.dual_clip,
         )
-        kl = _KL_LOSSES[self.kl.loss_estimator](said.logprobs, pick(experience.ref_logprobs))
+        kl = self.kl_loss(said.logprobs, pick(experience.ref_logprobs))
         moved = kl_k3(old_logprobs, said.logprobs.detach())
         self.note(
             {
@@ -230,6 +240,10 @@ class Iterations(nn.Module):
         self.phases.count("train", micro_batch.forest.num_tokens)
         losses = pick(experience.importance) * policy.losses + self.kl.loss_coef * kl - entropy_coef * said.entropy
         return TokenLosses(losses, moved, policy.ratios)
+
+    def kl_loss(self, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+        """(N,) divergence from the reference as a loss, in nats, by ``kl.loss_estimator``."""
+        return _KL_LOSSES[self.kl.loss_estimator](logprobs, ref_logprobs)
 
     def note(self, columns: Mapping[str, Tensor]) -> None:
         """Take in quantities of a micro-batch, (N,) or (l,) each, for their means."""
@@ -340,5 +354,5 @@ def prompts_alone(batch: RolloutBatch) -> PromptBatch:
 
 
 def of_tokens(function: Callable[..., Tensor], *columns: Tensor, **options: Any) -> Tensor:
-    """(L, R) a function of tokens, (N,) to (N,), of padded numbers."""
+    """A function of tokens, (N,) to (N,), of numbers of any one shape, such as (L, R)."""
     return function(*(column.flatten() for column in columns), **options).view_as(columns[0])

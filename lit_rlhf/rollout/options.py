@@ -37,6 +37,8 @@ class KLOptions:
                 f"kl.coef is {self.coef}, loss_coef is {self.loss_coef}, horizon is {self.horizon} and target is "
                 f"{self.target}; coefficients are not negative, horizon is at least 1, a target is above 0"
             )
+        if self.target is not None and not self.coef:
+            raise ValueError(f"kl.target is {self.target} and kl.coef is 0; a coefficient that moves begins above 0")
 
 
 @dataclass

@@ -86,6 +86,11 @@ def packed_values(padded: Tensor, rollouts: Rollouts, micro_batch: RolloutMicroB
     return padded[micro_batch.members][rollouts.response_mask[micro_batch.members]]
 
 
+def response_sums(values: Tensor, micro_batch: RolloutMicroBatch) -> Tensor:
+    """(l,) sums of numbers of tokens (N,) over each response of a micro-batch."""
+    return values.new_zeros(len(micro_batch.members)).index_add(0, micro_batch.forest.sequences, values)
+
+
 def padded_values(parts: Sequence[Tensor], rollouts: Rollouts, micro_batches: Sequence[RolloutMicroBatch]) -> Tensor:
     """(L, R) float32 numbers of the tokens of several micro-batches, 0 where there is none.
 
