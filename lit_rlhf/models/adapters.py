@@ -146,9 +146,18 @@ def add_fresh_adapter(model: PeftModel, like: str, name: str) -> None:
 
 
 def train_adapter(model: PeftModel, name: str) -> None:
-    """Make the weights of an adapter trainable, beside whatever is trained already."""
+    """Make the weights of an adapter trainable, beside whatever is trained already; on ``lm_head`` nothing reads them.
+
+    Args:
+        model: holds the adapter.
+        name: of one that says nothing, such as a critic's.
+    """
+    unread = {
+        id(parameter)
+        for parameter in cast(PreTrainedModel, model.get_base_model()).get_output_embeddings().parameters()
+    }
     for parameter in adapter_parameters(model, name):
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(id(parameter) not in unread)
 
 
 def adapter_parameters(model: PeftModel, name: str) -> list[nn.Parameter]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -59,6 +59,8 @@ class Backbone(nn.Module):
         self.transform: LogitTransform | None = None
         self.policy_adapter = model.active_adapter if isinstance(model, PeftModel) else None
         self._role: Role = "policy"
+        if isinstance(model, PeftModel) and self.base.is_gradient_checkpointing:
+            self.base.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self._recomputing})
 
     @property
     def base(self) -> PreTrainedModel:
@@ -97,6 +99,10 @@ class Backbone(nn.Module):
             return adapters.active_adapter(self.model, self.policy_adapter)
         own = (other for other in (adapters.REFERENCE, adapters.BEGINNING) if other in self.model.peft_config)
         return adapters.active_adapter(self.model, next(own, None))
+
+    def _recomputing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """For checkpointed layers: the context that they are computed in, and the one of the backward pass."""
+        return nullcontext(), _RoleAgain(self, self._role)
 
     @property
     def has_reference_adapter(self) -> bool:
@@ -364,6 +370,21 @@ class Backbone(nn.Module):
             digest.update(f"{name} {tuple(parameter.shape)} {float(flat.sum(dtype=torch.float64))}".encode())
             digest.update(sample.numpy().tobytes())
         return digest.hexdigest()
+
+
+class _RoleAgain(AbstractContextManager[None]):
+    """Plays the role that a layer was computed in, as often as it is entered: once in every backward pass."""
+
+    def __init__(self, backbone: Backbone, role: Role) -> None:
+        self._backbone, self._name = backbone, role
+        self._contexts = ExitStack()
+
+    def __enter__(self) -> None:
+        if self._backbone._role != self._name:
+            self._contexts.enter_context(self._backbone.role(self._name))
+
+    def __exit__(self, *error: object) -> None:
+        self._contexts.close()
 
 
 def _read_rows(forest: Forest, read: Read) -> Tensor:

@@ -51,7 +51,7 @@ def load_causal_lm(
     with nullcontext() if with_lm_head else heads_are_no_news():
         model, missing = _from_pretrained(name, model_config, config, device)
     if not with_lm_head:
-        dropped = _drop_lm_head(model)
+        dropped = drop_lm_head(model)
         missing = [key for key in missing if not key.startswith(f"{dropped}.")]
     if missing:
         raise ValueError(
@@ -185,7 +185,7 @@ def _from_pretrained(
     return model, list(loading["missing_keys"])
 
 
-def _drop_lm_head(model: PreTrainedModel) -> str:
+def drop_lm_head(model: PreTrainedModel) -> str:
     """Put nothing in the place of ``lm_head``, and tell its name: it may hold a billion numbers."""
     head = model.get_output_embeddings()
     name = next(name for name, module in model.named_modules() if module is head)

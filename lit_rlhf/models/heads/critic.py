@@ -12,7 +12,7 @@ import math
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -25,11 +25,13 @@ from transformers import PreTrainedModel
 from lit_rlhf.models import adapters
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.building import build_backbone
-from lit_rlhf.models.heads.reward_files import local_folder
+from lit_rlhf.models.heads.head_files import read_head
+from lit_rlhf.models.heads.reward_files import local_folder, read_reward_file
 from lit_rlhf.models.heads.reward_model import read_score_head
 from lit_rlhf.models.heads.value_files import HEAD_FILES
 from lit_rlhf.models.heads.value_head import ValueHead, hidden_size
-from lit_rlhf.models.options import BackboneConfig, CriticOptions
+from lit_rlhf.models.loading import drop_lm_head, load_causal_lm, switch_dropout_off
+from lit_rlhf.models.options import BackboneConfig, CriticOptions, LoraOptions
 from lit_rlhf.types import Forest
 
 CRITIC_FOLDER = "critic"
@@ -116,7 +118,8 @@ class ActorCritic(nn.Module):
         if self.trunk is not None:
             own += [parameter for parameter in self.trunk.parameters() if parameter.requires_grad]
         elif self.kind == "adapter" and isinstance(self.backbone.model, PeftModel):
-            own += adapters.adapter_parameters(self.backbone.model, adapters.CRITIC)
+            adapter = adapters.adapter_parameters(self.backbone.model, adapters.CRITIC)
+            own += [parameter for parameter in adapter if parameter.requires_grad]
         return own
 
     @property
@@ -183,80 +186,125 @@ def add_critic(
     Raises:
         ValueError: if the critic cannot be what the options ask for.
     """
+    if options.kind == "adapter" and not isinstance(backbone.model, PeftModel):
+        raise ValueError(
+            "critic.kind is 'adapter', and all weights of the policy are trained: take 'shared' or 'model'"
+        )
     begins = _start(backbone, options, reward)
     start = None if begins is None else local_folder(begins.folder)
     trunk = None
     if options.kind == "model":
         trunk = _own_trunk(backbone, config, start, device)
     elif options.kind == "adapter":
-        if not isinstance(backbone.model, PeftModel):
-            raise ValueError(
-                "critic.kind is 'adapter', and all weights of the policy are trained: take 'shared' or 'model'"
-            )
         _add_adapter(backbone, start)
     shape = (trunk or backbone).base.config
     head = ValueHead(shape, 0.0, "normal", 1.0 / math.sqrt(hidden_size(shape) + 1))
-    with torch.no_grad():
-        found = None if start is None else read_score_head(start, head.summary.in_features)
-        if found is not None and begins is not None:
-            whole = found.collapsed()
-            scale, shift = begins.weight, 0.0
-            if begins.normalise and whole.is_measured:
-                scale, shift = begins.weight / float(whole.std), -begins.weight * float(whole.mean / whole.std)
-            head.summary.weight.copy_(whole.weight * scale)
-            head.summary.bias.fill_(shift if whole.bias is None else float(whole.bias) * scale + shift)
-            rank_zero_info(f"critic: begins as the reward model '{begins.folder}'")
+    if begins is not None and start is not None:
+        _begin_head(head, start, begins)
+        rank_zero_info(f"critic: begins as the reward model '{begins.folder}'")
     return ActorCritic(backbone, head, options.kind, trunk)
+
+
+@torch.no_grad()
+def _begin_head(head: ValueHead, start: Path, begins: RewardStart) -> None:
+    """Let values be the scores of a reward model, as the policy is given them."""
+    found = read_score_head(start, head.summary.in_features)
+    assert found is not None
+    whole = found.collapsed()
+    scale, shift = begins.weight, 0.0
+    if begins.normalise and whole.is_measured:
+        scale, shift = begins.weight / float(whole.std), -begins.weight * float(whole.mean / whole.std)
+    head.summary.weight.copy_(whole.weight * scale)
+    head.summary.bias.fill_(shift if whole.bias is None else float(whole.bias) * scale + shift)
 
 
 def _start(backbone: Backbone, options: CriticOptions, reward: RewardStart | None) -> RewardStart | None:
     """What the critic begins as; None = fresh."""
     if options.init_from == "fresh" or options.kind == "shared":  # a reward model's head reads its own trunk
         return None
-    if options.init_from != "reward":
-        return RewardStart(options.init_from)
-    if reward is None:
+    is_named = options.init_from != "reward"
+    begins = RewardStart(options.init_from) if is_named else reward
+    if begins is None:
         return None
-    folder = local_folder(reward.folder)
-    reason = None
-    if read_score_head(folder, hidden_size(backbone.base.config)) is None:
-        reason = "has no score head of the policy's width"
-    elif options.kind == "adapter" and not (folder / CONFIG_NAME).is_file():
-        reason = "is a whole model, which an adapter cannot begin as"
-    elif options.kind == "adapter" and not adapters.is_same_base(adapters.base_of(folder), backbone.base):
-        reason = "was trained on another base"
-    if reason is not None:
-        rank_zero_info(f"critic: begins with values near 0, because the reward model '{reward.folder}' {reason}")
+    obstacle = _obstacle(local_folder(begins.folder), backbone, options.kind)
+    if obstacle is None:
+        return begins
+    if is_named:
+        raise ValueError(f"the critic cannot begin as critic.init_from '{begins.folder}': it {obstacle}")
+    rank_zero_info(f"critic: begins with values near 0, because the reward model '{begins.folder}' {obstacle}")
+    return None
+
+
+def _obstacle(folder: Path, backbone: Backbone, kind: str) -> str | None:
+    """Why a critic cannot begin as a reward model; None where it can."""
+    try:
+        head = read_head(folder, num_objectives=None)
+    except ValueError:  # it is of another kind, or its labels have names
+        return "is a classifier over labels"
+    if head is None:
+        return "has no score head"
+    if len(head.weight) > 1 and read_reward_file(folder) is None:
+        return "is a classifier over labels"
+    if kind == "model":
         return None
-    return reward
+    if not (folder / CONFIG_NAME).is_file():
+        return "is a whole model, which an adapter cannot begin as"
+    if head.weight.shape[1] != hidden_size(backbone.base.config) or not adapters.is_same_base(
+        adapters.base_of(folder), backbone.base
+    ):
+        return "was trained on another base"
+    if isinstance(backbone.model, PeftModel) and adapters.BEGINNING in backbone.model.peft_config:
+        return "was trained on the base as it was before the policy's adapter took its beginning out of it"
+    return None
 
 
 def _add_adapter(backbone: Backbone, start: Path | None) -> None:
     """Put the adapter ``critic`` on the backbone: that of a reward model, or one that changes nothing yet."""
     model = backbone.model
     assert isinstance(model, PeftModel)
-    if start is not None and (start / CONFIG_NAME).is_file():
+    if start is None:
+        adapters.add_fresh_adapter(model, str(backbone.policy_adapter), adapters.CRITIC)
+    else:
         adapters.add_adapter(model, str(start), adapters.CRITIC)
         adapters.train_adapter(model, adapters.CRITIC)
-    elif start is not None:
-        raise ValueError(
-            f"critic.init_from '{start}' is a whole model, which an adapter cannot begin as: take critic.kind 'model', "
-            "or init_from 'fresh'"
-        )
-    else:
-        adapters.add_fresh_adapter(model, str(backbone.policy_adapter), adapters.CRITIC)
 
 
 def _own_trunk(
     backbone: Backbone, config: BackboneConfig | None, start: Path | None, device: torch.device | None
 ) -> Backbone:
-    """A model for the critic alone."""
-    if config is None:
-        copied = deepcopy(backbone.model)
-        return Backbone(copied, None, backbone.attention)
-    own = replace(config, adapter=None)
-    if start is not None and (start / CONFIG_NAME).is_file():
-        own = replace(config, adapter=str(start)) if config.lora.enabled else own
-    elif start is not None:
-        own = replace(own, name_or_path=str(start))
-    return build_backbone(own, reference="none", device=device, role="critic")
+    """A model for the critic alone: that of a reward model, or another one like the policy. Nothing in it drops out."""
+    if config is None and start is None:
+        trunk = Backbone(deepcopy(backbone.model), None, backbone.attention)
+        drop_lm_head(trunk.base)
+        return trunk
+    own = replace(config or _config_like(backbone), adapter=None)
+    if start is None:
+        trunk = build_backbone(own, reference="none", device=device, role="critic")
+    elif not (start / CONFIG_NAME).is_file():
+        own = replace(own, name_or_path=str(start), revision=None)
+        trunk = build_backbone(own, reference="none", device=device, role="critic")
+    else:
+        trained_on = adapters.base_of(start)
+        if not adapters.is_same_base(trained_on, backbone.base):
+            own = replace(own, name_or_path=trained_on, revision=None)
+        trunk = _adapted_trunk(own, start, device)
+    switch_dropout_off(trunk)
+    return trunk
+
+
+def _adapted_trunk(own: BackboneConfig, start: Path, device: torch.device | None) -> Backbone:
+    """A trunk that begins as an adapter: with the adapter on it, or with its change in the weights, all trained."""
+    if own.lora.enabled:
+        return build_backbone(replace(own, adapter=str(start)), reference="none", device=device, role="critic")
+    model = load_causal_lm(own, device, with_lm_head=False)
+    merged = adapters.load_adapter(model, str(start), 0.0, adapters.CRITIC).merge_and_unload()
+    return Backbone(merged.requires_grad_(True), None, own.attention)
+
+
+def _config_like(backbone: Backbone) -> BackboneConfig:
+    """Settings of a second model like a policy that was made elsewhere."""
+    return BackboneConfig(
+        str(backbone.base.name_or_path),
+        dtype=cast(Any, str(backbone.base.dtype).removeprefix("torch.")),
+        lora=LoraOptions(enabled=isinstance(backbone.model, PeftModel)),
+    )

@@ -55,12 +55,17 @@ def load_pretrained(
     if adapter is None and find_adapter_config_file(local_or_hub(name), **where):
         adapter, name = name, _base_of(name, where)
         kwargs.pop("revision", None)  # it is the adapter's
-    model: PreTrainedModel | PeftModel = _load_causal_lm(name, *args, **kwargs)
+    base, missing = _load_causal_lm(name, *args, **kwargs)
+    model: PreTrainedModel | PeftModel = base
     head = None
     if adapter is not None:
-        model = _put_on(cast(PreTrainedModel, model), adapter, is_trainable, where)
+        model = _put_on(base, adapter, is_trainable, where)
         head = read_head(_folder(adapter, CHECKPOINTS, where), kinds=["v_head"])
     head = head or read_head(_folder(name, ("value_head.*",), where if adapter is None else {}), kinds=["v_head"])
+    if missing and (head is None or any(base.get_parameter(key) is not _lm_head(base) for key in missing)):
+        raise ValueError(f"'{name}' is no causal language model: its checkpoint lacks {', '.join(sorted(missing)[:4])}")
+    if missing:
+        rank_zero_warn(f"'{name}' is a critic without an lm_head: its values are right, its logits mean nothing")
     if head is None:
         rank_zero_warn(
             f"'{adapter or name}' holds no value head (v_head.summary.weight): it gets a fresh one, whose values mean "
@@ -102,7 +107,8 @@ def _base_of(adapter: str, where: dict[str, Any]) -> str:
     return base
 
 
-def _load_causal_lm(name: str, *args: Any, **kwargs: Any) -> PreTrainedModel:
+def _load_causal_lm(name: str, *args: Any, **kwargs: Any) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the weights that its checkpoint lacks."""
     try:
         with heads_are_no_news():
             model, loading = cast(Any, AutoModelForCausalLM).from_pretrained(
@@ -110,10 +116,11 @@ def _load_causal_lm(name: str, *args: Any, **kwargs: Any) -> PreTrainedModel:
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"'{name}' cannot be loaded: {_in_one_line(error)}") from error
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"])[:4])
-        raise ValueError(f"'{name}' is no causal language model: its checkpoint lacks {missing}")
-    return cast(PreTrainedModel, model)
+    return cast(PreTrainedModel, model), list(loading["missing_keys"])
+
+
+def _lm_head(model: PreTrainedModel) -> Tensor:
+    return cast(Tensor, model.get_output_embeddings().weight)
 
 
 def _put_on(model: PreTrainedModel, adapter: str, is_trainable: bool, where: dict[str, Any]) -> PeftModel:
