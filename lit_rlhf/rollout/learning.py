@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_rlhf.models.micro_batches import accumulate_gradients, clip_and_step
-from lit_rlhf.ranks import num_ranks, sum_over_ranks
+from lit_rlhf.ranks import gather_rows, num_ranks, sum_over_ranks
 from lit_rlhf.rollout.measuring import token_weights
 from lit_rlhf.rollout.minibatches import split
 from lit_rlhf.rollout.options import UpdateOptions
@@ -41,7 +41,7 @@ class Learnt(NamedTuple):
 
     Args:
         num_updates: optimizer steps.
-        ratio_max: () largest ratio of a token on this rank.
+        ratio_max: () largest ratio of a token, over all ranks.
         grad_norm: () norm of the last step's gradient, before clipping.
     """
 
@@ -107,10 +107,10 @@ def learn(
             accumulate_gradients(module, [*forests, *mixed], loss_of)
             if updates.max_kl is not None and watch.mean_kl() > updates.max_kl:
                 module.optimizers().zero_grad()  # type: ignore[union-attr]
-                return Learnt(num_updates, watch.ratio_max, grad_norm)
+                return Learnt(num_updates, watch.ratio_max(), grad_norm)
             grad_norm = clip_and_step(module, updates.max_grad_norm)
             num_updates += 1
-    return Learnt(num_updates, watch.ratio_max, grad_norm)
+    return Learnt(num_updates, watch.ratio_max(), grad_norm)
 
 
 class _Watch:
@@ -119,7 +119,7 @@ class _Watch:
     def __init__(self, module: LightningModule, rollouts: Rollouts) -> None:
         self.module = module
         self.rollouts = rollouts
-        self.ratio_max = torch.ones((), device=module.device)
+        self._ratio_max = torch.ones((), device=module.device)
         self._kl = torch.zeros(2, device=module.device)
 
     def see(self, said: TokenLosses, micro_batch: RolloutMicroBatch) -> None:
@@ -129,8 +129,12 @@ class _Watch:
                 f"the loss is not finite at step {self.module.global_step}, in one of {', '.join(rows)}; "
                 "nothing was updated with it"
             )
-        self.ratio_max = torch.maximum(self.ratio_max, said.ratios.max())
+        self._ratio_max = torch.maximum(self._ratio_max, said.ratios.max())
         self._kl += torch.stack([said.kl.sum(), said.kl.new_tensor(float(len(said.kl)))])
+
+    def ratio_max(self) -> Tensor:
+        """() largest ratio of a token, over all ranks."""
+        return gather_rows(self._ratio_max[None, None])[0].max()
 
     def mean_kl(self) -> float:
         """Divergence per token of the last minibatch, over all ranks."""
