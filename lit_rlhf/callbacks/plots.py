@@ -40,6 +40,7 @@ _WITH_ROLLOUTS = ("rollout", "val")
 _COLOURS = {
     "train": "#9db4c9",
     "rollout": "#5b7fa6",
+    "score": "#7a5c99",
     "update": "#e0a030",
     "val": "#c8553d",
     "chosen": "#2a7f62",
