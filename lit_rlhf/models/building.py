@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from lit_rlhf.models import adapters
 from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.layers.attention import FOREST_ATTENTION
+from lit_rlhf.models.layout import set_attention
 from lit_rlhf.models.loading import keep_four_bits_as_they_are, load_causal_lm, switch_dropout_off
 from lit_rlhf.models.options import BackboneConfig
 
@@ -80,6 +82,8 @@ def build_policy(
         if reference_model.adapter is not None:
             model = adapters.load_adapter(model, reference_model.adapter, 0.0).merge_and_unload()
         policy.reference_model = model.eval().requires_grad_(False)
+        if policy.layout == "forest":  # chosen before there was this model
+            set_attention([model], FOREST_ATTENTION)
     if switch_dropout_off(policy):
         rank_zero_warn("the policy had dropout, which is off now: PPO compares what it says at two moments")
     return policy

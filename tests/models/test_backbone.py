@@ -19,7 +19,8 @@ from transformers import (
     PhimoeForCausalLM,
 )
 
-from lit_rlhf.models.building import build_backbone, wrap_model
+from lit_rlhf.models import adapters
+from lit_rlhf.models.building import build_backbone, build_policy, wrap_model
 from lit_rlhf.models.layers.attention import FOREST_ATTENTION
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
 
@@ -238,8 +239,8 @@ def test_the_backward_pass_may_come_after_the_other_role(build, stir, ragged):
 
 def test_roles_that_are_not_there(build):
     with (
-        pytest.raises(ValueError, match="no role 'critic'; there are 'policy', 'reference', 'reward'"),
-        build().role("critic"),
+        pytest.raises(ValueError, match="no role 'judge'; there are 'policy', 'reference', 'reward', 'critic'"),
+        build().role("judge"),
     ):
         pass
     alone = build(lora={"enabled": False}, reference="none")
@@ -383,3 +384,47 @@ def test_the_reward_role(build, stir, ragged):
     whole = build(lora={"enabled": False}, reference="none")
     with whole.role("reward"):
         assert whole.base is whole.model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("own", [False, True])
+def test_the_critic_role(build, stir, ragged, own):
+    """The adapter of that name where there is one, the policy where there is none; a checkpoint holds it."""
+    backbone = stir(build(reference="moving")).eval()
+    policy = backbone.token_logprobs(ragged).logprobs
+    if own:
+        adapters.add_fresh_adapter(backbone.model, "policy", "critic")
+        stir(backbone, seed=1)
+        policy = backbone.token_logprobs(ragged).logprobs
+    with backbone.role("reference"), backbone.role("critic"):
+        assert torch.equal(backbone.token_logprobs(ragged).logprobs, policy) == (not own)
+    assert bool([name for name in backbone.checkpointed_names if "critic" in name]) == own
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_logprobs_at_a_temperature(build, stir, ragged, stock, tiny_llama, temperature):
+    """Against the logits of the model itself, divided by it; states that are known already are not computed again."""
+    backbone = stir(build(lora={"enabled": False})).eval()
+    plain = stock(tiny_llama())
+    plain.load_state_dict(backbone.model.state_dict())
+    said = backbone.token_logprobs(ragged, with_entropy=True, temperature=temperature)
+    states = backbone.hidden_states(ragged, read="predictors")
+    again = backbone.logprobs_of(states, ragged, with_entropy=True, temperature=temperature)
+    logprobs = (plain.lm_head(states) / temperature).log_softmax(-1)
+    expected = logprobs.gather(1, ragged.tokens[ragged.targets][:, None])[:, 0]
+    for ours in (said, again):
+        torch.testing.assert_close(ours.logprobs, expected, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(ours.entropy, -(logprobs.exp() * logprobs).sum(-1), rtol=1e-5, atol=2e-5)
+
+
+@torch.no_grad()
+def test_a_reference_that_is_another_model(build, ragged, tiny_llama):
+    """Put there after the layout was chosen, it takes part in it all the same."""
+    other = build(tiny_llama(seed=1), lora={"enabled": False}, reference="none")
+    backbone = build(reference="none")
+    expected, ours = (model.token_logprobs(ragged).logprobs for model in (other, backbone))
+    config = BackboneConfig(str(tiny_llama(seed=1)), fused=False)
+    backbone = build_policy(backbone, config)
+    with backbone.role("reference"):
+        torch.testing.assert_close(backbone.token_logprobs(ragged).logprobs, expected)
+    assert torch.equal(backbone.token_logprobs(ragged).logprobs, ours)
