@@ -99,8 +99,11 @@ def judge(plan: dict[str, Any], policy: str) -> dict[str, float]:
 
 
 def run(options: argparse.Namespace, side: str, reward: str, seed: int) -> dict[str, Any]:
-    """Train one policy and judge it."""
+    """Train one policy and judge it; or, going on, read what an earlier call noted of it."""
     work = options.work.resolve()
+    note = work / f"{reward}_{side}_{seed}.json"
+    if options.go_on and note.is_file():
+        return json.loads(note.read_text())
     plan = {
         **NUMBERS,
         "model": str(options.model.resolve()),
@@ -114,7 +117,9 @@ def run(options: argparse.Namespace, side: str, reward: str, seed: int) -> dict[
     measured = train(work, options.trl_python if side == "trl" else sys.executable, side, plan)
     judged = judge(plan, plan["policy"])
     passed = all(gate.is_passed(judged) for gate in GATES[reward])
-    return {"side": side, "reward": reward, "seed": seed, **measured, "judged": judged, "is_passed": passed}
+    made = {"side": side, "reward": reward, "seed": seed, **measured, "judged": judged, "is_passed": passed}
+    note.write_text(json.dumps(made))
+    return made
 
 
 def line(made: dict[str, Any]) -> list[str]:
@@ -163,6 +168,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trl-rewards", nargs="*", choices=GATES, default=["positive_words"], help="to train TRL on")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "benchmark_ppo_tinystories")
+    parser.add_argument("--go-on", action="store_true", help="keep the runs that --work holds of an earlier call")
     parser.add_argument("--load", default="", help="what else the machine was doing, to be noted")
     return parser.parse_args()
 

@@ -58,7 +58,8 @@ def main() -> None:
         shuffle_buffer=0,
     )
     module = make(plan, options.setting, meter)
-    train(module, data, Watch(meter), plan["dtype"], plan["scratch"], plan["steps"])
+    run = {name: plan[name] for name in ("device", "dtype", "scratch", "steps")}
+    train(module, data, [Watch(meter)], **run)
     options.out.write_text(json.dumps({**meter.result(), "versions": VERSIONS}))
 
 

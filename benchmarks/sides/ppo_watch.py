@@ -58,10 +58,19 @@ class Watch(Callback):
         self.course.append({name: float(trainer.callback_metrics[f"rollout/{name}"]) for name in ("score", "kl")})
 
 
-def train(module: PPOModule, data: PromptDataModule, watch: Watch, dtype: str, scratch: str, steps: int) -> None:
+def train(
+    module: PPOModule,
+    data: PromptDataModule,
+    callbacks: list[Callback],
+    *,
+    device: str,
+    dtype: str,
+    scratch: str,
+    steps: int,
+) -> None:
     """Run iterations in a plain Trainer."""
     trainer = Trainer(
-        accelerator="cpu" if watch.meter.device == "cpu" else "gpu",
+        accelerator="gpu" if device == "cuda" else "cpu",
         devices=1,
         precision="bf16-mixed" if dtype == "bfloat16" else "32-true",
         max_epochs=1,
@@ -71,7 +80,7 @@ def train(module: PPOModule, data: PromptDataModule, watch: Watch, dtype: str, s
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[watch],
+        callbacks=callbacks,
         default_root_dir=Path(scratch),
     )
     trainer.fit(module, datamodule=data)
