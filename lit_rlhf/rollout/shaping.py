@@ -5,6 +5,9 @@ Shape letters: L responses of this rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -69,3 +72,9 @@ class ScoreShaper(nn.Module):
                 rollouts.lengths, max_new_tokens, buffer=options.overlong_buffer, factor=options.overlong_penalty
             )
         return scores
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move between devices, but keep every digit: bfloat16 cannot count to 257."""
+        device = fn(torch.zeros(0, device=self.moments.device)).device
+        widest = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no wider one
+        return super()._apply(lambda tensor: tensor.to(device, widest), recurse)
