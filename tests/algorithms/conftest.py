@@ -10,6 +10,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
+from torch.nn.functional import log_softmax
 from torch.utils.data import DataLoader
 
 from datamodules.packing import TokenPair, TokenResponse, TokenTree, pack_graded, pack_pairs, pack_steps
@@ -193,6 +194,53 @@ def make_policy(make_module, tiny_tokenizer):
         return make_module(kind=kind, rewards=rewards, sampling=sampling, lr=lr, tokenizer=tokenizer, **options)
 
     return make
+
+
+@pytest.fixture
+def one_step_by_hand(make_policy, fit):
+    """One iteration of a policy without a critic, by SGD, beside a loss that is computed slowly.
+
+    ``loss_of`` gets, per response, log-probabilities (R,) of policy and reference from whole logits, and the scores. The
+    weights after the step must be what it says. Returns what was logged, and the rows.
+    """
+
+    def run(kind, batch, loss_of, lr=0.2, **options):
+        module = make_policy(kind, lr=lr, lora={"init": "gaussian"}, **options)
+        module.configure_model()
+        torch.manual_seed(3)
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name:  # the adapter leaves its beginning, so that nothing is zero by accident
+                parameter.data.normal_(std=0.05)
+        module.model.prepare()
+        scored = module.iterations.collect(module.model, batch)
+        module.iterations.means.reset()
+        module.phases.report()
+        rows = slow_logprobs(module, scored.rollouts)
+        trained = [parameter for parameter in module.model.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss_of(rows, scored), trained)
+        expected = [p.detach() - lr * g for p, g in zip(trained, gradients, strict=True)]
+        assert torch.cat([g.flatten() for g in gradients]).norm() > 1e-4
+        trainer = fit(module, [batch])
+        for parameter, wanted in zip(trained, expected, strict=True):
+            torch.testing.assert_close(parameter.detach(), wanted, rtol=2e-4, atol=2e-6)
+        return {name: trainer.logger.column(name)[0] for name in trainer.logger.rows[0] if name != "step"}, rows
+
+    return run
+
+
+def slow_logprobs(module, rollouts):
+    """Log-probabilities of policy and reference, row by row, from whole logits."""
+    found = []
+    for prompt, tokens, mask in zip(rollouts.prompts, rollouts.tokens, rollouts.response_mask, strict=True):
+        response, first = tokens[mask], len(prompt.tokens) - 1
+        row = torch.cat([torch.tensor(prompt.tokens), response])[None]
+        both = []
+        for role in ("policy", "reference"):
+            with module.model.role(role):
+                logits = module.model.base(input_ids=row).logits[0, first:-1] / module.iterations.sampling.temperature
+            both.append(log_softmax(logits, -1)[torch.arange(len(response)), response])
+        found.append((both[0], both[1].detach()))
+    return found
 
 
 @pytest.fixture
