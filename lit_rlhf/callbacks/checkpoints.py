@@ -71,8 +71,8 @@ class IterationCheckpoint(ModelCheckpoint):
         if not trainer.sanity_checking:
             self._save(trainer, is_ranked=self._waits_for_validation)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save nothing: the last iteration of the epoch has done so."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save nothing: the last iteration has been saved, and here an epoch cut short would count as a whole one."""
 
     @property
     def _waits_for_validation(self) -> bool:

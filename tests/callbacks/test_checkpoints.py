@@ -107,8 +107,51 @@ def test_the_numbered_state_is_the_newest_healthy_one(iterate, rollouts, tmp_pat
     assert state["global_step"] == 12
 
 
-def test_a_run_that_is_stopped_is_saved(iterate, rollouts, tmp_path, capfd):
+def test_a_band_that_was_left_is_ill_until_it_holds_again(iterate, rollouts, tmp_path):
+    logged = [{"rollout/kl": kl} for kl in (1.0, 1.0, 9.0, 9.0, 1.0, 9.0)]
+    bands = HealthBands([Band("kl", [Limit("rollout/kl", above=5.0)], "lower it", patience=2)])
+    go(iterate, rollouts(logged), tmp_path / "ill", bands)
+    assert names(tmp_path / "ill") == ["iteration-2.ckpt", "last.ckpt"]
+
+
+def test_a_held_out_metric_is_not_looked_at_before_it_is_measured_again(iterate, rollouts, tmp_path):
+    options = {"monitor": "val/score", "limit_val_batches": 1, "save_top_k": -1}
+    go(iterate, rollouts(), tmp_path / "all", **options)
+    assert names(tmp_path / "all") == ["iteration-3.ckpt", "iteration-6.ckpt", "last.ckpt"]
+
+
+def test_nothing_is_saved_before_training_nor_in_a_dry_run(iterate, rollouts, tmp_path):
+    class Early(rollouts):
+        def training_step(self, batch, batch_idx):
+            raise KeyError
+
+    keep = IterationCheckpoint(tmp_path / "none")
+    options = {"limit_val_batches": 1, "num_sanity_val_steps": 1, "enable_checkpointing": True}
+    with pytest.raises(KeyError):
+        iterate(Early(), keep, **options)
+    iterate(rollouts(), keep, fast_dev_run=True, **options)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_second_run_in_the_same_folder_takes_over_its_last(iterate, rollouts, tmp_path):
+    for _ in range(2):
+        go(iterate, rollouts(), tmp_path / "two", save_top_k=0)
+    assert names(tmp_path / "two") == ["last.ckpt"]
+
+
+def test_a_run_that_reaches_its_last_step_is_saved(iterate, rollouts, tmp_path):
+    keep = IterationCheckpoint(tmp_path / "steps", every_n_iterations=5)
+    iterate(rollouts(), keep, num=4, max_steps=4, enable_checkpointing=True)
+    assert names(tmp_path / "steps") == ["iteration-2.ckpt", "last.ckpt"]
+
+
+def test_a_run_that_is_stopped_is_saved(iterate, rollouts, tmp_path, whole):
     logged = [{"rollout/kl": 9.0}] * 6
     bands = HealthBands([Band("kl", [Limit("rollout/kl", above=5.0)], "lower it", patience=1)], action="stop")
+    torch.manual_seed(0)
     go(iterate, rollouts(logged), tmp_path / "ill", bands, every_n_iterations=5)
     assert names(tmp_path / "ill") == ["last.ckpt"]
+    module = rollouts()
+    go(iterate, module, tmp_path / "ill", ckpt_path="last")
+    assert module.iterations == [1, 2, 3, 4, 5]
+    assert torch.equal(module.weight, whole)

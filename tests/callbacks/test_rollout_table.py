@@ -99,6 +99,18 @@ def test_rows_of_another_run_are_not_kept(iterate, rollouts, tmp_path):
     assert all(row["prompt"] != "old" for row in rows_of(tmp_path))
 
 
+def test_an_evaluation_that_broke_off_leaves_no_rows(iterate, rollouts, tmp_path):
+    class Broken(rollouts):
+        def validation_step(self, batch, batch_idx):
+            return super().validation_step(batch, batch_idx) if batch_idx == 0 else {}["no such prompt"]
+
+    table = RolloutTable()
+    with pytest.raises(KeyError):
+        iterate(Broken(), table, **OPTIONS)
+    iterate(rollouts(), table, limit_val_batches=1.0)
+    assert len(rows_of(tmp_path)) == 3
+
+
 def test_a_dry_run_writes_nothing(iterate, rollouts, tmp_path):
     iterate(rollouts(), RolloutTable(), fast_dev_run=True, **OPTIONS)
     assert not (tmp_path / FILE).exists()

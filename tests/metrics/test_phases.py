@@ -35,7 +35,10 @@ def test_seconds_and_tokens_per_second_then_all_begins_anew(clock):
         "train/tokens_per_second": 20.0,
     }
     assert phases.report() == {}
-    assert phases.totals == {"rollout": 3.0, "update": 3.0}, "which a report does not touch"
+    with phases("rollout"):
+        clock[0] += 1
+    assert phases.report() == {"time/rollout": 1.0}
+    assert phases.totals == {"rollout": 4.0, "update": 3.0}, "which a report does not touch"
 
 
 def test_what_is_on_and_how_far_it_is():
