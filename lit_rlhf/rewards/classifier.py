@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -53,7 +52,6 @@ class Classifier:
             )
         self.output = _output(name, config, label)
         self.module = _load(name, config, dtype, quantization, device)
-        self._inputs = set(inspect.signature(self.module.forward).parameters)
 
     @property
     def max_length(self) -> int | None:
@@ -92,8 +90,7 @@ class Classifier:
         padding = next(free) if pad is None or pad in used else pad
         self.module.config.pad_token_id = padding
         fills = {"input_ids": padding}
-        known = [name for name in rows[0] if name in self._inputs]  # tokenizers also tell types that nobody reads
-        columns = {name: _padded([row[name] for row in rows], fills.get(name, 0)) for name in known}
+        columns = {name: _padded([row[name] for row in rows], fills.get(name, 0)) for name in rows[0]}
         columns["attention_mask"] = _padded([[1] * len(row["input_ids"]) for row in rows], 0)
         device = next(self.module.parameters()).device
         logits = self.module(**{name: column.to(device) for name, column in columns.items()}).logits

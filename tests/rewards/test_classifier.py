@@ -55,6 +55,13 @@ def test_types_of_tokens_reach_the_model(tiny_classifier):
 
 
 @torch.no_grad()
+def test_types_that_a_model_does_not_read_are_left_out(tiny_classifier):
+    folder = tiny_classifier("distilbert", num_labels=1)
+    rows = [{"input_ids": row, "token_type_ids": [1] * len(row)} for row in ROWS]
+    assert Classifier(str(folder))(rows, 0, 1000) == pytest.approx(wanted(folder, ROWS), abs=1e-5)
+
+
+@torch.no_grad()
 def test_one_of_several_labels_is_the_score(tiny_classifier):
     folder = tiny_classifier("bert", id2label={0: "bad", 1: "good", 2: "odd"}, label2id={"bad": 0, "good": 1, "odd": 2})
     for label, output in (("good", 1), (2, 2), ("bad", 0)):

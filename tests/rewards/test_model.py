@@ -218,12 +218,17 @@ def test_a_precision_of_its_own_needs_a_base_of_its_own(run, policy, tiny_tokeni
 
 
 @torch.no_grad()
-def test_the_policy_is_what_it_was_after_scoring(run, policy, tiny_tokenizer):
+def test_the_policy_is_what_it_was_after_scoring(run, policy, tiny_tokenizer, monkeypatch):
     reward = attached(run, policy, tiny_tokenizer)
     policy.train()
     before = policy.token_logprobs(FOREST).logprobs
+    model, modes = reward.scorer.model, []
+    score = model.scores
+    monkeypatch.setattr(
+        model, "scores", lambda *given, **options: modes.append(policy.training) or score(*given, **options)
+    )
     reward([Sample("", "", (), [7, 8], [9, 10])])
-    assert policy.training
+    assert (modes, policy.training) == ([False], True)
     torch.testing.assert_close(policy.token_logprobs(FOREST).logprobs, before, rtol=0, atol=0)
 
 
