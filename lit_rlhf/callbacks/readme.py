@@ -98,6 +98,16 @@ lit-rlhf export {folder} --out merged --merge
 ```
 """
 
+_CRITIC = """
+`critic/` is the critic that PPO trained beside the policy. It loads as a model with a value head:
+
+```python
+from lit_rlhf import AutoModelForCausalLMWithValueHead
+
+critic = AutoModelForCausalLMWithValueHead.from_pretrained("{folder}/critic")
+```
+"""
+
 _REWARD_RUN = """
 | file | what it is |
 |---|---|
@@ -134,6 +144,8 @@ def policy_readme(folder: Path, base: str, state: str, *, of_run: bool = False) 
     """
     template = _ADAPTER if _is_adapter(folder) else _MODEL
     more = _POLICY_RUN.format(folder=folder) if of_run else ""
+    if of_run and (folder / "critic").is_dir():
+        more += _CRITIC.format(folder=folder)
     return template.format(title=folder.name, base=base, folder=folder, state=state) + more
 
 

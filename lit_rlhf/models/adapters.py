@@ -90,11 +90,11 @@ def load_adapter(model: PreTrainedModel, folder: str, dropout: float, name: str 
     """
     config = _saved_config(model, folder, dropout)
     with _fitting(model, folder, config):
+        config.base_model_name_or_path = model.name_or_path  # what PEFT looks for when it saves or loads
         adapted = PeftModel.from_pretrained(
             model, local_or_hub(folder), adapter_name=name, is_trainable=True, config=config, use_safetensors=True
         )
         _refuse_other_layers(adapted, set(load_peft_weights(local_or_hub(folder))), name)
-    adapted.peft_config[name].base_model_name_or_path = model.name_or_path
     return adapted
 
 

@@ -56,3 +56,12 @@ def test_what_transformers_cannot_do_is_said(folder):
     assert "are lower by\n0.75." in text
     assert "score rows one by one" in text
     python_of(text)
+
+
+def test_a_value_model_beside_the_policy_is_told_of(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "critic").mkdir(parents=True)
+    assert f'from_pretrained("{folder}/critic")' in policy_readme(folder, "owner/base", "finished", of_run=True)
+    assert "critic" not in policy_readme(folder, "owner/base", "exported")
+    (folder / "critic").rmdir()
+    assert "critic" not in policy_readme(folder, "owner/base", "finished", of_run=True)
