@@ -102,3 +102,27 @@ def test_responses_end_as_often_as_is_wanted(load_script, tmp_path):
     drawn = model.generate(**asked, do_sample=True, top_k=0, max_new_tokens=64)[:, asked.input_ids.shape[1] :]
     lengths = (drawn != tokenizer.pad_token_id).sum(1).float()
     assert 5.0 < lengths.mean() < 7.2  # 256 responses: the standard error is 0.35
+
+
+@pytest.mark.parametrize("critic", ["shared", "adapter", "model"])
+def test_our_side_measures_iterations(script, load_script, tiny_llama, tmp_path, monkeypatch, critic):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"{number} and"}) + "\n" for number in range(4)))
+    script.make_reward_model(tiny_llama(), tmp_path / "reward_model")
+    plan = {
+        **script.NUMBERS,
+        **{"model": str(tiny_llama()), "rows": str(rows), "scratch": str(tmp_path), "lora": {"r": 2, "lora_alpha": 4}},
+        **{"reward_model": str(tmp_path / "reward_model"), "steps": 2, "warmup": 1, "batch_size": 2, "max_length": 64},
+        **{"device": "cpu", "dtype": "float32", "quantization": "none", "max_new_tokens": 3},
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    setting = {**script.ours(critic, token_budget=512)}
+    out = tmp_path / "measured.json"
+    monkeypatch.setattr(sys, "argv", ["ppo_lit_rlhf.py", str(tmp_path / "plan.json"), json.dumps(setting), str(out)])
+    load_script("sides/ppo_lit_rlhf.py").main()
+    measured = json.loads(out.read_text())
+    assert measured["steps"] == 1
+    assert measured["tokens"]["responses"] == 2
+    assert 2 <= measured["tokens"]["response"] <= 6
+    assert all(seconds > 0 for seconds in measured["phases"].values())
+    assert 0.5 * measured["seconds"] < sum(measured["phases"].values()) <= measured["seconds"]

@@ -93,6 +93,19 @@ def test_table_and_files(script, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "results" / "ppo_tinystories.json").read_text())["runs"][1]["seed"] == 1
 
 
+def test_a_comparison_goes_on_where_it_was_interrupted(script, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(script, "train", lambda work, python, side, plan: trained.append((side, plan["seed"])) or {})
+    monkeypatch.setattr(script, "judge", lambda plan, policy: judged(positive_words=0.7))
+    options = argparse.Namespace(work=tmp_path, model=tmp_path, prompts=tmp_path, trl_python="trl", go_on=True)
+    first = script.run(options, "trl", "positive_words", 1)
+    assert script.run(options, "trl", "positive_words", 1) == first
+    assert first["is_passed"]
+    script.run(options, "lit_rlhf", "positive_words", 1)
+    script.run(argparse.Namespace(**{**vars(options), "go_on": False}), "trl", "positive_words", 1)
+    assert trained == [("trl", 1), ("lit_rlhf", 1), ("trl", 1)]
+
+
 def test_a_failing_side_is_named_with_what_it_said(script, tmp_path, monkeypatch):
     (tmp_path / "sides").mkdir()
     (tmp_path / "sides" / "ppo_tinystories_bad.py").write_text("raise SystemExit('no such thing')")
@@ -102,3 +115,23 @@ def test_a_failing_side_is_named_with_what_it_said(script, tmp_path, monkeypatch
     assert script.train(tmp_path, sys.executable, "good", {}) == ["1", str(tmp_path / "plan.json")]
     with pytest.raises(RuntimeError, match=r"ppo_tinystories_bad.py(.|\n)*no such thing"):
         script.train(tmp_path, sys.executable, "bad", {})
+
+
+def test_our_side_trains_and_keeps_the_policy(script, load_script, tiny_llama, tmp_path, monkeypatch):
+    (tmp_path / "train.jsonl").write_text('{"prompt": "Tom had"}\n{"prompt": "Once"}\n{"prompt": "A dog"}\n')
+    plan = {
+        **script.NUMBERS,
+        **{"model": str(tiny_llama()), "train": str(tmp_path / "train.jsonl"), "scratch": str(tmp_path), "seed": 0},
+        **{"policy": str(tmp_path / "policy"), "reward": "noise", "steps": 2, "batch_size": 4, "max_new_tokens": 3},
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    out = tmp_path / "measured.json"
+    monkeypatch.setattr(sys, "argv", ["ppo_tinystories_lit_rlhf.py", str(tmp_path / "plan.json"), str(out)])
+    load_script("sides/ppo_tinystories_lit_rlhf.py").main()
+    measured = json.loads(out.read_text())
+    assert measured["tokens"]["responses"] == 8  # as many samples as the plan says, though prompts are few
+    first, second = measured["course"]
+    assert first["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert second["kl"] != first["kl"]
+    before = AutoModelForCausalLM.from_pretrained(tiny_llama()).lm_head.weight
+    assert not torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "policy").lm_head.weight, before)
