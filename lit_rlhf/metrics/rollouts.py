@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lit_rlhf.losses.rounding import without_rounding
 from lit_rlhf.ranks import gather_rows
 
 PER_RESPONSE = ("kl", "kl_k3")
@@ -75,8 +76,9 @@ class RolloutMeter:
         if {"values", "returns"} <= {*self._of_tokens}:
             gap = found["returns"] - found["values"]
             unexplained = squares[:, -1].sum() / num_tokens - gap.square()
-            spread = spreads[self._of_tokens.index("returns")]
-            found["explained_variance"] = torch.where(spread > 1e-12, 1.0 - unexplained / spread.clamp(min=1e-12), 0.0)
+            spread = without_rounding(spreads[self._of_tokens.index("returns")], found["returns"])
+            explained = 1.0 - unexplained / torch.where(spread > 0, spread, 1.0)
+            found["explained_variance"] = torch.where(spread > 0, explained, 0.0)
         return {name: value.float() for name, value in found.items()}
 
     def _errors(self, known: list[Tensor], response_mask: Tensor) -> Tensor:

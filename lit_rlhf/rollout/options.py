@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 
 @dataclass
@@ -32,6 +32,7 @@ class KLOptions:
     loss_estimator: Literal["k2", "k3+"] = "k2"
 
     def __post_init__(self) -> None:
+        _check_choices(self, "kl")
         if self.coef < 0 or self.loss_coef < 0 or self.horizon < 1 or (self.target is not None and self.target <= 0):
             raise ValueError(
                 f"kl.coef is {self.coef}, loss_coef is {self.loss_coef}, horizon is {self.horizon} and target is "
@@ -127,6 +128,7 @@ class ScoreOptions:
     ignore_unfinished: bool = False
 
     def __post_init__(self) -> None:
+        _check_choices(self, "scores")
         names = ("clip", "missing_eos_penalty", "min_length", "short_penalty", "overlong_buffer", "overlong_penalty")
         for name in names:
             if getattr(self, name) < 0:
@@ -160,6 +162,7 @@ class UpdateOptions:
     importance_cap: float | None = None
 
     def __post_init__(self) -> None:
+        _check_choices(self, "updates")
         for name in ("num_epochs", "num_minibatches", "token_budget"):
             if getattr(self, name) < 1:
                 raise ValueError(f"updates.{name} is {getattr(self, name)}; it is at least 1")
@@ -169,3 +172,11 @@ class UpdateOptions:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"updates.{name} is {value}; it is above 0, or null")
+
+
+def _check_choices(options: Any, key: str) -> None:
+    """Refuse a word that is none of those that a field knows; the command line does it before."""
+    for name, kind in get_type_hints(type(options)).items():
+        choices, value = get_args(kind), vars(options)[name]
+        if isinstance(value, str) and value not in choices:
+            raise ValueError(f"{key}.{name} is '{value}'; there are {', '.join(map(repr, choices))}")

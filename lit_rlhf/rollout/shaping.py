@@ -52,8 +52,9 @@ class ScoreShaper(nn.Module):
         options = self.options
         if options.normalise == "running":
             everyone = gather_rows(scores.double()[:, None])[0][:, 0]
-            self.moments.copy_(torch.stack(list(updated_moments(*self.moments, everyone))))
-            count, _, squares = self.moments
+            count, mean, squares = self.moments
+            count, _, squares = moments = updated_moments(count, mean, squares, everyone)
+            self.moments.copy_(torch.stack(moments))
             scores = normalised_scores(scores, 0.0, (squares / count.clamp(min=1.0)).sqrt().float())
         if options.clip:
             scores = clipped_scores(scores, clip=options.clip)

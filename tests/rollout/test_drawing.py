@@ -72,4 +72,3 @@ def test_a_rank_without_prompts_has_rollouts_without_responses(make_policy, tiny
     assert [tensor.shape for tensor in none[1:]] == [(0,), (0, 1), (0, 1), (0, 1), (0,)]
     dtypes = [torch.int64, torch.int64, torch.bool, torch.float32, torch.bool]
     assert [tensor.dtype for tensor in no_rollouts(torch.device("cpu"))[1:]] == dtypes
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -42,7 +44,7 @@ def test_a_forest_is_within_the_budget_or_holds_one_response(make_rollouts, budg
 def test_forests_are_as_full_as_their_order_allows(make_rollouts):
     rollouts = make_rollouts(range(9), 3)
     packed = pack(rollouts, range(27), 40)
-    for batch, following in zip(packed, packed[1:], strict=False):
+    for batch, following in pairwise(packed):
         both = pack(rollouts, [*batch.members.tolist(), int(following.members[0])], 10**6)
         assert len(both) == 1
         assert both[0].forest.num_tokens > 40
