@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.layers.lm_head import head_parameters
 from lit_rlhf.models.loading import evaluating
-from lit_rlhf.rollout.draws import draw, uniforms
+from lit_rlhf.rollout.categorical import draw_tokens, uniforms
 from lit_rlhf.rollout.forest_decoder import ForestDecoder
 from lit_rlhf.rollout.padded_decoder import PaddedDecoder
-from lit_rlhf.rollout.sampling import SamplingRequest
+from lit_rlhf.rollout.sampling import SamplingRequest, check_request
+from lit_rlhf.rollout.sharded import whole_weights
 from lit_rlhf.rollout.stopping import Stopping
 from lit_rlhf.types import Rollouts
 
@@ -52,8 +53,8 @@ class CachedSampler:
             FloatingPointError: if logits are not finite, naming the prompt's address.
         """
         check_request(request)
-        backbone.prepare()
-        with evaluating(backbone):
+        with evaluating(backbone), whole_weights(backbone.base):
+            backbone.prepare()
             responses = _Responses(backbone, request)
             for rows in self._batches(request):
                 responses.draw(rows)
@@ -71,23 +72,6 @@ class CachedSampler:
                 batch = []
             batch.append(row)
         yield batch
-
-
-def check_request(request: SamplingRequest) -> None:
-    """Refuse what no sampler can draw.
-
-    Raises:
-        ValueError: if there is no prompt, a prompt is empty, no stop token is given, or the number of seeds is not
-            that of the responses.
-    """
-    if not request.prompts or not request.stop_tokens:
-        raise ValueError("sampling needs at least one prompt and at least one stop token")
-    for prompt in request.prompts:
-        if not prompt.tokens:
-            raise ValueError(f"{prompt.row}: the prompt has no tokens, so nothing can follow it")
-    wanted = len(request.prompts) * request.options.num_responses
-    if len(request.seeds) != wanted:
-        raise ValueError(f"sampling of {wanted} responses needs as many seeds, not {len(request.seeds)}")
 
 
 class _Responses:
@@ -135,7 +119,7 @@ class _Responses:
         """Add a token to each of ``rows`` (B,); returns the indices within ``rows`` of those that go on."""
         at = self.lengths[rows]
         options = self.request.options
-        tokens, logprobs = draw(logits, self.numbers[rows, at], options.temperature, self.num_tokens)
+        tokens, logprobs = draw_tokens(logits, self.numbers[rows, at], options.temperature, self.num_tokens)
         if not bool(logprobs.isfinite().all()):
             self._refuse(rows[~logprobs.isfinite()].tolist())
         self.tokens[rows, at], self.logprobs[rows, at] = tokens, logprobs

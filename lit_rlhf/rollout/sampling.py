@@ -83,3 +83,20 @@ class Sampler(Protocol):
             One response per seed, in their order, on the device of the backbone.
         """
         ...
+
+
+def check_request(request: SamplingRequest) -> None:
+    """Refuse what no sampler can draw.
+
+    Raises:
+        ValueError: if there is no prompt, a prompt is empty, no stop token is given, or the number of seeds is not
+            that of the responses.
+    """
+    if not request.prompts or not request.stop_tokens:
+        raise ValueError("sampling needs at least one prompt and at least one stop token")
+    for prompt in request.prompts:
+        if not prompt.tokens:
+            raise ValueError(f"{prompt.row}: the prompt has no tokens, so nothing can follow it")
+    wanted = len(request.prompts) * request.options.num_responses
+    if len(request.seeds) != wanted:
+        raise ValueError(f"sampling of {wanted} responses needs as many seeds, not {len(request.seeds)}")

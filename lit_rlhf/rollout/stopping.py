@@ -42,6 +42,11 @@ class Stopping:
             ended |= torch.tensor([self._spells_stop(row[:length]) for row, length in rows], device=ended.device)
         return ended
 
+    def end(self, response: Sequence[int]) -> int | None:
+        """How many tokens of a response there are up to the one that ends it; None if none does."""
+        row = torch.tensor([list(response)])
+        return next((n for n in range(1, len(response) + 1) if bool(self(row, torch.tensor([n])))), None)
+
     def _spells_stop(self, response: list[int]) -> bool:
         """A few of the latest tokens are enough to rule a stop string out; the whole response confirms it."""
         return self._has_stop(response[-self._reach :]) and self._has_stop(response)

@@ -1,4 +1,4 @@
-"""From logits to tokens: one random number per response and token, so that a draw depends on nothing beside it.
+"""Drawing tokens from logits: one random number per response and token, so that a draw depends on nothing beside it.
 
 A response's random numbers come from its own seed. Each token is the inverse of the cumulative distribution at the
 next number, in float64, so that equal logits give equal tokens whatever else is in the batch.
@@ -20,7 +20,7 @@ def uniforms(seeds: Sequence[int], count: int) -> Tensor:
     return torch.stack(rows)
 
 
-def draw(logits: Tensor, numbers: Tensor, temperature: float, num_tokens: int) -> tuple[Tensor, Tensor]:
+def draw_tokens(logits: Tensor, numbers: Tensor, temperature: float, num_tokens: int) -> tuple[Tensor, Tensor]:
     """One token per row, and its log-probability.
 
     The log-probability is that of the policy over its whole vocabulary, as training computes it again. Ids that the
@@ -37,7 +37,7 @@ def draw(logits: Tensor, numbers: Tensor, temperature: float, num_tokens: int) -
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0, -torch.inf]]).expand(2, 3)
-        >>> draw(logits, torch.tensor([0.4, 0.6], dtype=torch.float64), 1.0, 3)[0].tolist()
+        >>> draw_tokens(logits, torch.tensor([0.4, 0.6], dtype=torch.float64), 1.0, 3)[0].tolist()
         [0, 1]
     """
     logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
