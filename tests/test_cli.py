@@ -87,3 +87,11 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(cli, "import_module", lambda name: stand_in(KeyError("ours")))
     with pytest.raises(KeyError):
         cli.main(["export"])
+
+
+def test_own_modules_in_the_working_directory_are_found_by_the_console_script_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["elsewhere"])
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert sys.path == ["elsewhere", str(tmp_path)]  # behind everything, so that no file here hides a library

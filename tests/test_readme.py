@@ -75,9 +75,14 @@ def test_defaults_in_the_table_are_the_real_ones():
 
 
 def test_the_own_trainer_example_runs(tiny_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Trainer" in block)
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Trainer" in block]
     monkeypatch.chdir(tmp_path)
     row = {"prompt": "What is the capital of France?", "chosen": " It is Paris.", "rejected": " I do not know."}
     Path("pairs.jsonl").write_text(f"{json.dumps(row)}\n" * 20)
-    exec(code.replace("meta-llama/Llama-3.2-1B-Instruct", str(tiny_llama())), {})
+    Path("prompts.jsonl").write_text('{"prompt": "What is the capital of France?"}\n' * 3)
+    code = "\n".join(blocks).replace("meta-llama/Llama-3.2-1B-Instruct", str(tiny_llama()))
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert int(vars(names["module"])["_modules"]["iterations"].number) == 1
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()

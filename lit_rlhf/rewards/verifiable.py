@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import regex  # type: ignore[import-untyped]
+import regex
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_rlhf.rewards.answers import FINDERS, same_answer
