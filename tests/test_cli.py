@@ -93,5 +93,5 @@ def test_own_modules_in_the_working_directory_are_found_by_the_console_script_to
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["elsewhere"])
     with pytest.raises(SystemExit):
-        main(["--help"])
+        cli.main(["--help"])
     assert sys.path == ["elsewhere", str(tmp_path)]  # behind everything, so that no file here hides a library
