@@ -30,8 +30,8 @@ def seeds_of(prompts, tiny_tokenizer, key="0:iteration 3", num_responses=2):
     return sampler.request.seeds
 
 
-def test_seeds_depend_on_the_row_alone(make_prompt, tiny_tokenizer):
-    prompts = [make_prompt(number) for number in range(5)]
+def test_seeds_depend_on_the_row_alone(numbered_prompt, tiny_tokenizer):
+    prompts = [numbered_prompt(number) for number in range(5)]
     whole = seeds_of(prompts, tiny_tokenizer)
     assert len(set(whole)) == len(whole) == 10
     first, second = seeds_of(prompts[3:], tiny_tokenizer), seeds_of(prompts[:3], tiny_tokenizer)
@@ -42,14 +42,14 @@ def test_seeds_depend_on_the_row_alone(make_prompt, tiny_tokenizer):
     assert one == whole[::2], "the first response does not depend on how many there are"
 
 
-def test_another_key_is_another_draw(make_prompt, tiny_tokenizer):
+def test_another_key_is_another_draw(numbered_prompt, tiny_tokenizer):
     keys = ("0:iteration 3", "0:iteration 4", "1:iteration 3", "0:held-out")
-    seeds = [tuple(seeds_of([make_prompt(0)], tiny_tokenizer, key)) for key in keys]
+    seeds = [tuple(seeds_of([numbered_prompt(0)], tiny_tokenizer, key)) for key in keys]
     assert len(set(seeds)) == len(keys)
 
 
-def test_a_row_that_comes_twice_is_answered_twice(make_prompt):
-    one, other = make_prompt(0), make_prompt(1)
+def test_a_row_that_comes_twice_is_answered_twice(numbered_prompt):
+    one, other = numbered_prompt(0), numbered_prompt(1)
     assert response_names([one, other, one], 2) == [
         *("train:1#0", "train:1#1", "train:2#0", "train:2#1", "train:1#2", "train:1#3"),
     ]
