@@ -1,4 +1,4 @@
-"""The sampler by transformers' own loop: the same greedy tokens as the default, and the log-probabilities of training."""
+"""The sampler by transformers' own loop: greedy tokens of the default, log-probabilities of training."""
 
 import pytest
 import torch

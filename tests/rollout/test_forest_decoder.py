@@ -1,0 +1,35 @@
+"""Decoding over a forest: the hidden states of rows that are computed whole."""
+
+import pytest
+import torch
+
+from lit_rlhf.rollout import forest_decoder
+from lit_rlhf.rollout.forest_decoder import ForestDecoder
+
+PROMPTS, OWNERS = ((5, 6, 7, 8, 9, 10), (11,), (12, 13, 14)), (0, 0, 1, 2)
+STEPS = torch.tensor([[20, 21, 22, 23], [30, 31, 32, 33], [40, 41, 42, 43]])
+
+
+@torch.no_grad()
+def whole(backbone, row):
+    return backbone.base.get_decoder()(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0, -1]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("prefill", [4096, 1])
+@torch.no_grad()
+def test_states_are_those_of_whole_rows(fused, prefill, sampled_backbone, monkeypatch):
+    monkeypatch.setattr(forest_decoder, "PREFILL_TOKENS", prefill)
+    backbone = sampled_backbone(fused=fused)
+    backbone.prepare()
+    decoder = ForestDecoder(backbone, PROMPTS, OWNERS, capacity=3)
+    rows = [list(PROMPTS[owner]) for owner in OWNERS]
+    for number, tokens in enumerate(STEPS):
+        expected = torch.stack([whole(backbone, row) for row in rows])
+        torch.testing.assert_close(decoder.states, expected, rtol=0, atol=1e-5)
+        if number == 1:
+            rows = [rows[place] for place in decoder.keep([1, 3])]
+        decoder.step(tokens[: len(rows)])
+        rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=False)]
+    expected = torch.stack([whole(backbone, row) for row in rows])
+    torch.testing.assert_close(decoder.states, expected, rtol=0, atol=1e-5)
