@@ -109,7 +109,7 @@ def rollouts(numbers=range(4), repeats=2, garbage=False):
         drawn[row, :length] = torch.tensor(tokens(length, seed))
         logprobs[row, :length] = -torch.rand(length, generator=torch.Generator().manual_seed(seed))
     groups = torch.arange(len(numbers)).repeat_interleave(repeats)
-    finished = torch.tensor([length % 3 > 0 for length in lengths], dtype=torch.bool)
+    finished = torch.tensor([member % 3 != 1 for member in range(len(lengths))], dtype=torch.bool)
     return Rollouts(tuple(prompts), groups, drawn, mask, logprobs, finished)
 
 
