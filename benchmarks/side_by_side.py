@@ -235,18 +235,20 @@ def parse(comparison: Comparison, **defaults: Any) -> argparse.Namespace:
 
 
 def compare(comparison: Comparison, options: argparse.Namespace, plan: Path) -> None:
-    """Measure all settings in turn, several times over, and write what came of it."""
-    runs: dict[str, list[Run]] = {name: [] for name in chosen(comparison, options)}
-    kept = earlier_runs(comparison, options) if options.earlier else {}
+    """Measure all settings in turn, several times over, and write what came of it, as far as it has come."""
+    names = chosen(comparison, options)
+    runs: dict[str, list[Run]] = earlier_runs(comparison, options) if options.earlier else {}
+    runs = {name: [] if name in names else runs.get(name, []) for name in comparison.settings}
     for number in range(options.repeats):
-        for name, measured in runs.items():
-            measured.append(run := measure(plan, comparison.name, comparison.settings[name], options.trl_python))
+        for name in names:
+            runs[name].append(run := measure(plan, comparison.name, comparison.settings[name], options.trl_python))
             progress = f"{number + 1}/{options.repeats} {name}"
             print(f"{progress}: {run['seconds']:.2f} s, {run['peak_mib']:.0f} MiB", flush=True)
-    runs = {name: runs.get(name) or kept[name] for name in comparison.settings if name in runs or name in kept}
-    summary = (comparison.summarise or summarise)(comparison, options, runs)
+            made = {name: measured for name, measured in runs.items() if measured}
+            summary = (comparison.summarise or summarise)(comparison, options, made)
+            file = write(comparison, options, made, summary)
     print(table(comparison, summary, options.device))
-    print(write(comparison, options, runs, summary))
+    print(file)
 
 
 def earlier_runs(comparison: Comparison, options: argparse.Namespace) -> dict[str, list[Run]]:
