@@ -168,10 +168,10 @@ class UpdateOptions:
                 raise ValueError(f"updates.{name} is {getattr(self, name)}; it is at least 1")
         if self.max_grad_norm < 0:
             raise ValueError(f"updates.max_grad_norm is {self.max_grad_norm}; it is not negative, and 0 is no bound")
-        for name in ("max_kl", "importance_cap"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"updates.{name} is {value}; it is above 0, or null")
+        if self.max_kl is not None and self.max_kl <= 0:
+            raise ValueError(f"updates.max_kl is {self.max_kl}; it is above 0, or null")
+        if self.importance_cap is not None and self.importance_cap < 1:
+            raise ValueError(f"updates.importance_cap is {self.importance_cap}; it is at least 1, or null")
 
 
 def _check_choices(options: Any, key: str) -> None:

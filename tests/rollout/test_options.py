@@ -26,7 +26,8 @@ WRONG = [
     *((ScoreOptions, "scores", {name: -1}) for name in ("overlong_buffer", "overlong_penalty")),
     *((UpdateOptions, "updates", {name: 0}) for name in ("num_epochs", "num_minibatches", "token_budget")),
     (UpdateOptions, "updates", {"max_grad_norm": -1.0}),
-    *((UpdateOptions, "updates", {name: bad}) for name in ("max_kl", "importance_cap") for bad in (0.0, -1.0)),
+    *((UpdateOptions, "updates", {"max_kl": bad}) for bad in (0.0, -1.0)),
+    *((UpdateOptions, "updates", {"importance_cap": bad}) for bad in (-1.0, 0.0, 0.9)),
     (UpdateOptions, "updates", {"average": "batch"}),
 ]
 
