@@ -200,8 +200,8 @@ def make_policy(make_module, tiny_tokenizer):
 def one_step_by_hand(make_policy, fit):
     """One iteration of a policy without a critic, by SGD, beside a loss that is computed slowly.
 
-    ``loss_of`` gets, per response, log-probabilities (R,) of policy and reference from whole logits, and the scores. The
-    weights after the step must be what it says. Returns what was logged, and the rows.
+    ``loss_of`` gets, per response, log-probabilities (R,) of policy and reference from whole logits, and the scores.
+    The weights after the step must be what it says. Returns what was logged, and the rows.
     """
 
     def run(kind, batch, loss_of, lr=0.2, **options):
