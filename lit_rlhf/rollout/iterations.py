@@ -26,6 +26,7 @@ from lit_rlhf.metrics.means import Means
 from lit_rlhf.metrics.phases import Phases
 from lit_rlhf.metrics.rollouts import RolloutMeter
 from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.heads.float32 import without_cast
 from lit_rlhf.models.tokenizers import policy_tokenizer
 from lit_rlhf.rewards import WeightedReward
 from lit_rlhf.rollout.cached_sampler import CachedSampler
@@ -101,6 +102,10 @@ class Iterations(nn.Module):
         self.kl_coef: Tensor
         self.register_buffer("number", torch.tensor(0))
         self.register_buffer("kl_coef", torch.tensor(kl.coef))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move between devices, but stay in float32: in bfloat16 the KL coefficient would be too coarse to move."""
+        return super()._apply(without_cast(fn), recurse)
 
     @property
     def sampling(self) -> SamplingOptions:
