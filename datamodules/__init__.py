@@ -8,10 +8,12 @@ if TYPE_CHECKING:
     from datamodules.packing import TokenPair, pack_pairs
     from datamodules.preference import PreferenceDataModule
     from datamodules.prompt import PromptDataModule
+    from datamodules.prompts_and_texts import PromptAndTextDataModule
     from datamodules.sft import SFTDataModule
 
 _HOMES = {
     "PreferenceDataModule": "datamodules.preference",
+    "PromptAndTextDataModule": "datamodules.prompts_and_texts",
     "PromptDataModule": "datamodules.prompt",
     "SFTDataModule": "datamodules.sft",
     "Source": "datamodules.options",
@@ -19,7 +21,15 @@ _HOMES = {
     "pack_pairs": "datamodules.packing",
 }
 
-__all__ = ["PreferenceDataModule", "PromptDataModule", "SFTDataModule", "Source", "TokenPair", "pack_pairs"]
+__all__ = [
+    "PreferenceDataModule",
+    "PromptAndTextDataModule",
+    "PromptDataModule",
+    "SFTDataModule",
+    "Source",
+    "TokenPair",
+    "pack_pairs",
+]
 
 
 def __getattr__(name: str) -> object:

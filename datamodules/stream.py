@@ -25,7 +25,7 @@ B = TypeVar("B")
 
 
 class StepStream(IterableDataset[B], Generic[B]):
-    """Step batches of one epoch, from where ``cursor`` stands to its end.
+    """Step batches of one epoch, from where ``cursor`` stands to its end; or without an end.
 
     Args:
         order: the rows.
@@ -36,6 +36,7 @@ class StepStream(IterableDataset[B], Generic[B]):
 
     Attributes:
         cursor: where to begin; read whenever an iteration begins.
+        is_endless: whether it goes on with the next epoch, and the one after it.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class StepStream(IterableDataset[B], Generic[B]):
         self.rank = rank
         self.world_size = world_size
         self.cursor = Cursor()
+        self.is_endless = False
 
     def __iter__(self) -> Iterator[B]:
         """Yield the batches that this rank and worker make.
@@ -61,7 +63,7 @@ class StepStream(IterableDataset[B], Generic[B]):
         """
         worker = get_worker_info()
         turn, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        batches = global_batches(self.order, self.cursor, self.batch_size)
+        batches = (endless_batches if self.is_endless else global_batches)(self.order, self.cursor, self.batch_size)
         for rows, cursor in islice(batches, turn, None, num_workers):
             yield self.make_batch(rows[self.rank :: self.world_size], cursor)
 
@@ -100,6 +102,22 @@ def global_batches(order: RowOrder, cursor: Cursor, batch_size: int) -> Iterator
             yield rows, Cursor(cursor.epoch + 1)
         else:
             yield rows, Cursor(cursor.epoch, number, window.number, taken, window.places)
+
+
+def endless_batches(order: RowOrder, cursor: Cursor, batch_size: int) -> Iterator[tuple[list[Row], Cursor]]:
+    """Yield what :func:`global_batches` does, epoch after epoch; no batch holds rows of two epochs.
+
+    Args:
+        order: the rows.
+        cursor: where to begin.
+        batch_size: rows per step.
+
+    Raises:
+        ValueError: if an epoch has no rows, or ends before the cursor.
+    """
+    while True:
+        for rows, cursor in global_batches(order, cursor, batch_size):  # noqa: B020 - the last one begins the next epoch
+            yield rows, cursor
 
 
 class StepLoader(DataLoader[Any]):

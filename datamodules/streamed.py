@@ -42,6 +42,9 @@ class StreamedDataModule(LightningDataModule):
         seed: of the training order.
         num_workers: processes that read and tokenise.
 
+    Attributes:
+        key: where its settings stand in a configuration, for messages.
+
     Raises:
         ValueError: for numbers out of range.
     """
@@ -75,6 +78,7 @@ class StreamedDataModule(LightningDataModule):
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
         self.num_workers = num_workers
+        self.key = "data"
         self._tokenizer = tokenizer
         self._sources: dict[str, list[OpenSource]] = {}
         self._position = self._position_before = Position(Cursor(), Counter())
@@ -97,7 +101,7 @@ class StreamedDataModule(LightningDataModule):
             ValueError: if none was given.
         """
         if self._tokenizer is None:
-            raise ValueError("data.tokenizer is not set; give the folder or hub name of the model")
+            raise ValueError(f"{self.key}.tokenizer is not set; give the folder or hub name of the model")
         if isinstance(self._tokenizer, str):
             self._tokenizer = load_tokenizer(self._tokenizer)
         return with_chat_template(self._tokenizer, self.chat_template)
@@ -139,7 +143,7 @@ class StreamedDataModule(LightningDataModule):
             number = self.num_examples(batch)
             self._position_before, self._position = self._position, self._position.after(batch, self.examples, number)
             if batch.cursor.batch == 0 and not self._position.counts[self.examples] and self.trainer.world_size == 1:
-                raise ValueError(f"an epoch of data.train held no {self.examples} to train on: {self.summary()}")
+                raise ValueError(f"an epoch of {self.key}.train held no {self.examples} to train on: {self.summary()}")
             if self._steps is not None and not self.trainer.overfit_batches:  # type: ignore[attr-defined]
                 self._steps.cursor = batch.cursor
         return batch
@@ -164,8 +168,8 @@ class StreamedDataModule(LightningDataModule):
         for name, value in self._order_state().items():
             if value != state_dict["order"][name]:
                 raise ValueError(
-                    f"data.{name} is {value}, but the checkpoint was saved with {state_dict['order'][name]}: its place "
-                    "in the data has no meaning here; set it back, or start a new run from the saved weights"
+                    f"{self.key}.{name} is {value}, but the checkpoint was saved with {state_dict['order'][name]}: its "
+                    "place in the data has no meaning here; set it back, or start a new run from the saved weights"
                 )
         rank = self.trainer.global_rank if self.trainer is not None else 0
         counts = state_dict["counts"] if rank == 0 else {}
@@ -208,7 +212,7 @@ class StreamedDataModule(LightningDataModule):
         """
         sources = self.sources(split)
         if not shuffle_buffer and any(source.weight != 1 for source in sources):
-            warnings.warn(f"data.{split} is read in file order: weights are ignored", stacklevel=2)
+            warnings.warn(f"{self.key}.{split} is read in file order: weights are ignored", stacklevel=2)
         make_batch = BatchMaker(self.task(), self.on_bad_row, name_sources=len(sources) > 1)
         order = RowOrder(sources, self.seed, shuffle_buffer)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -224,7 +228,7 @@ class StreamedDataModule(LightningDataModule):
             like = self.splits[split]
             if like is None:
                 raise ValueError(
-                    f"data.{split} is not set; give a path, a hub name, a list of sources or a list of rows"
+                    f"{self.key}.{split} is not set; give a path, a hub name, a list of sources or a list of rows"
                 )
             self._sources[split] = open_sources(like, split)
         return self._sources[split]

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 import datamodules
-from datamodules import PreferenceDataModule, PromptDataModule, SFTDataModule, Source
+from datamodules import PreferenceDataModule, PromptAndTextDataModule, PromptDataModule, SFTDataModule, Source
 from datamodules.readers.opening import SUFFIXES
 from lit_rlhf import types
 from lit_rlhf.commands.training import read_data
@@ -82,8 +83,10 @@ def test_its_code_runs(number: int, tiny_llama: Callable[..., Path], folder: Pat
 
 MIXED = {"ours": 40, "ultra.parquet": 5, "dialogues.jsonl": 20, "more": 20, "my_pairs": 20}
 
+PROMPTS_AND_TEXTS = {"pairs.jsonl": 20, "chats.jsonl": 20}
 
-SEEN = [MIXED, {"thumbs.jsonl": 20}, {"grades.jsonl": 20}, {"steps.jsonl": 20}, {"sums": 20}]
+
+SEEN = [MIXED, {"thumbs.jsonl": 20}, {"grades.jsonl": 20}, {"steps.jsonl": 20}, PROMPTS_AND_TEXTS, {"sums": 20}]
 
 
 def test_it_shows_these_settings_and_no_others():
@@ -95,10 +98,15 @@ def test_its_settings_are_read(number: int, rows: dict[str, int], folder: Path):
     settings = yaml.safe_load((ROOT / "configs/dpo.yaml").read_text()) | yaml.safe_load(blocks("yaml")[number])
     Path("run.yaml").write_text(yaml.safe_dump(settings))
     data = read_data(["--config", "run.yaml"])
-    assert isinstance(data, PreferenceDataModule)
+    assert isinstance(data, PromptAndTextDataModule if rows is PROMPTS_AND_TEXTS else PreferenceDataModule)
     loader = data.test_dataloader() if number == SEEN.index({"sums": 20}) else data.train_dataloader()
-    seen = [source for batch in loader for part in batch.micro_batches for source in part.sources]
-    assert Counter(seen) == rows
+    assert Counter(source for batch in loader for source in sources_of(batch)) == rows
+
+
+def sources_of(batch: Any) -> list[str]:
+    if isinstance(batch, types.PromptAndTextBatch):
+        return [prompt.source for prompt in batch.prompts.prompts] + sources_of(batch.texts)
+    return [source for part in batch.micro_batches for source in part.sources]
 
 
 def test_every_key_and_type_is_named():

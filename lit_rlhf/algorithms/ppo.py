@@ -119,6 +119,8 @@ class PPOModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if ptx_coef < 0:
+            raise ValueError(f"ptx_coef is {ptx_coef}; it is not negative, and 0 imitates no texts")
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds what was trained, not the frozen base
         self.backbone: BackboneConfig | Backbone | PreTrainedModel | PeftModel
@@ -149,10 +151,11 @@ class PPOModule(LightningModule):
 
     def training_step(self, batch: PromptBatch | PromptAndTextBatch, batch_idx: int) -> None:
         """Prompts -> responses -> scores -> token rewards -> advantages -> passes of clipped updates."""
+        texts = texts_of(batch, self.ptx_coef)
         scored = self.iterations.collect(self.model.backbone, batch)
         experience = self._experience(scored)
         losses_of = partial(self._losses, experience=experience)
-        learnt = self.iterations.learn(self, scored.rollouts, losses_of, texts_of(batch), self._text_losses)
+        learnt = self.iterations.learn(self, scored.rollouts, losses_of, texts, self._text_losses)
         self.iterations.end(self, learnt)
 
     @torch.no_grad()
@@ -214,15 +217,17 @@ class PPOModule(LightningModule):
         }
         self.iterations.means.update({name: (column.detach().sum(), len(column)) for name, column in seen.items()})
         self.phases.count("train", micro_batch.forest.num_tokens)
-        if int(self.iterations.number) < self.critic.warmup_iterations:
-            losses = 0.0 * losses
-        return TokenLosses(losses + self.vf_coef * value.losses, moved, policy.ratios.detach())
+        return TokenLosses(self._policy_weight() * losses + self.vf_coef * value.losses, moved, policy.ratios.detach())
 
     def _text_losses(self, texts: Instructions) -> Tensor:
         """Negative log-likelihood of the tokens of texts to imitate, by ``ptx_coef``."""
         losses = -self.model.backbone.token_logprobs(texts.forest).logprobs
         self.iterations.means.update({"ptx_loss": (losses.detach().sum(), len(losses))})
-        return self.ptx_coef * losses
+        return self._policy_weight() * self.ptx_coef * losses
+
+    def _policy_weight(self) -> float:
+        """0 while only the critic learns, else 1."""
+        return float(int(self.iterations.number) >= self.critic.warmup_iterations)
 
     def validation_step(self, batch: PromptBatch | PromptAndTextBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Responses to held-out prompts, with their scores and divergences."""

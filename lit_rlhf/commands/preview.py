@@ -30,6 +30,7 @@ from datamodules.inspection import SourceReport, inspect
 from datamodules.making import BatchMaker
 from datamodules.preference import PreferenceDataModule
 from datamodules.prompt import PromptDataModule
+from datamodules.prompts_and_texts import PromptAndTextDataModule
 from datamodules.records import BadRowError, Record
 from datamodules.sft import SFTDataModule
 from datamodules.sources import Row, find_row, open_sources
@@ -60,12 +61,17 @@ def main(words: Sequence[str]) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     console = Console(highlight=False)
     with warnings.catch_warnings(record=True) as caught:
-        data = _from_config(arguments, rest) if arguments.config else _from_files(arguments, rest, console)
-        _check_tokenizer(data, arguments.tokenizer)
+        parts = _from_config(arguments, rest) if arguments.config else [_from_files(arguments, rest, console)]
+        for data in parts:
+            _check_tokenizer(data, arguments.tokenizer)
         if arguments.row:
-            _show_row(console, data, find_row(arguments.row, data.sources(arguments.split)))
+            for data, row in _find(parts, arguments.row, arguments.split):
+                _show_row(console, data, row)
         else:
-            _show_sources(console, data, arguments)
+            for data in parts:
+                if len(parts) > 1:
+                    console.rule(data.examples)
+                _show_sources(console, data, arguments)
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         console.print(Text(printable(f"warning: {message}"), "yellow"))
 
@@ -110,8 +116,8 @@ def _at_least(bound: int) -> Callable[[str], int]:
     return number
 
 
-def _from_config(arguments: argparse.Namespace, rest: Sequence[str]) -> StreamedDataModule:
-    """The data module of a configuration, with nothing else built."""
+def _from_config(arguments: argparse.Namespace, rest: Sequence[str]) -> Sequence[StreamedDataModule]:
+    """The data module of a configuration, or those that it is made of, with nothing else built."""
     from lit_rlhf.commands.training import read_data
 
     for name in _OF_FILES:
@@ -120,9 +126,11 @@ def _from_config(arguments: argparse.Namespace, rest: Sequence[str]) -> Streamed
     if stray := _values_of_nothing(rest):
         raise ValueError(f"{stray[0]!r} belongs to no option; give --config or files, not both")
     data = read_data([*(word for file in arguments.config for word in ("--config", file)), *rest])
+    if isinstance(data, PromptAndTextDataModule):
+        return data.parts(arguments.split)
     if not isinstance(data, StreamedDataModule):
         raise ValueError(f"data.class_path is {type(data).__name__}, of which preview knows nothing")
-    return data
+    return [data]
 
 
 def _values_of_nothing(words: Sequence[str]) -> list[str]:
@@ -196,6 +204,20 @@ def _show_sources(console: Console, data: StreamedDataModule, arguments: argpars
     if not any(report.sample.rows for report in reports):
         raise ValueError(f"no rows in {', '.join(report.source.name for report in reports)}")
     console.print(epoch_table(reports, data, arguments.split))
+
+
+def _find(parts: Sequence[StreamedDataModule], address: str, split: str) -> list[tuple[StreamedDataModule, Row]]:
+    """The row of an address, with every data module that reads it."""
+    found: list[tuple[StreamedDataModule, Row]] = []
+    missed: list[ValueError] = []
+    for data in parts:
+        try:
+            found.append((data, find_row(address, data.sources(split))))
+        except ValueError as error:
+            missed.append(error)
+    if not found:
+        raise missed[0]
+    return found
 
 
 def _show_row(console: Console, data: StreamedDataModule, row: Row) -> None:

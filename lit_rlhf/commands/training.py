@@ -241,13 +241,19 @@ class DataCLI(TrainingCLI):
 
 
 def _link_tokenizer(config: Namespace) -> None:
-    """``data.tokenizer`` <- ``model.backbone.name_or_path``, where data has one that is not set."""
-    data, model = config.get("data"), config.model
-    if data is None or "tokenizer" not in data.get("init_args", {}) or data.init_args.tokenizer is not None:
-        return
-    backbone = model.get("init_args", {}).get("backbone")
-    if isinstance(backbone, Namespace) and "name_or_path" in backbone:
-        data.init_args.tokenizer = backbone.name_or_path
+    """``tokenizer`` of the data and of their parts <- ``model.backbone.name_or_path``, where it is not set."""
+    backbone = config.model.get("init_args", {}).get("backbone")
+    if config.get("data") is not None and isinstance(backbone, Namespace) and "name_or_path" in backbone:
+        _set_tokenizer(config.data, backbone.name_or_path)
+
+
+def _set_tokenizer(data: Namespace, name: str) -> None:
+    arguments = data.get("init_args", Namespace())
+    if "tokenizer" in arguments and arguments.tokenizer is None:
+        arguments.tokenizer = name
+    for part in vars(arguments).values():
+        if isinstance(part, Namespace) and "init_args" in part:
+            _set_tokenizer(part, name)
 
 
 def _link_objectives(config: Namespace) -> None:

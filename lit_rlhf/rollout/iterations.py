@@ -8,6 +8,7 @@ Shape letters: L responses of this rank, R tokens of the longest one.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -339,9 +340,26 @@ def prompts_of(batch: RolloutBatch) -> PromptBatch:
     return batch.prompts if isinstance(batch, PromptAndTextBatch) else batch
 
 
-def texts_of(batch: RolloutBatch) -> InstructionBatch | None:
-    """The texts to imitate of a batch; None where it has prompts alone."""
-    return batch.texts if isinstance(batch, PromptAndTextBatch) else None
+def texts_of(batch: RolloutBatch, ptx_coef: float) -> InstructionBatch | None:
+    """The texts to imitate of a batch; None where they weigh nothing.
+
+    Args:
+        batch: with texts beside the prompts, or without.
+        ptx_coef: their weight.
+
+    Raises:
+        ValueError: if they have a weight and there are none.
+    """
+    if isinstance(batch, PromptAndTextBatch):
+        if not ptx_coef:
+            warnings.warn("ptx_coef is 0: the texts beside the prompts are read and not learnt from", stacklevel=2)
+        return batch.texts if ptx_coef else None
+    if ptx_coef:
+        raise ValueError(
+            f"ptx_coef is {ptx_coef}, but the data have no texts to imitate: give some by "
+            "datamodules.PromptAndTextDataModule, or set ptx_coef to 0"
+        )
+    return None
 
 
 def prompts_alone(batch: RolloutBatch) -> PromptBatch:

@@ -12,12 +12,13 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lit_rlhf.models.micro_batches import accumulate_gradients, clip_and_step
-from lit_rlhf.ranks import gather_rows, num_ranks, sum_over_ranks
+from lit_rlhf.models.micro_batches import accumulate_gradients, clip_and_step, no_loss
+from lit_rlhf.ranks import gather_rows, sum_over_ranks
 from lit_rlhf.rollout.measuring import token_weights
 from lit_rlhf.rollout.minibatches import split
 from lit_rlhf.rollout.options import UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, pack, packed_values
+from lit_rlhf.rollout.texts import deal_texts, text_weight
 from lit_rlhf.types import Instructions, Rollouts
 
 
@@ -74,8 +75,8 @@ def learn(
         key: names the draw of minibatches, such as seed and iteration.
         per: what the losses are of. Those of tokens are averaged as ``updates.average`` says.
         together: responses that are learnt from together, such as 2 where they come in pairs.
-        texts: dealt out over the minibatches of each pass.
-        text_losses_of: (N,) losses of the tokens of texts, averaged over those of a minibatch.
+        texts: of this rank, dealt out over the minibatches of each pass; each is seen once in a pass.
+        text_losses_of: (N,) losses of the tokens of texts, averaged over those of a minibatch on all ranks.
 
     Raises:
         FloatingPointError: if a loss or a gradient is not finite; nothing was updated with it.
@@ -83,28 +84,33 @@ def learn(
     watch = _Watch(module, rollouts)
     grad_norm, num_updates = torch.zeros((), device=module.device), 0
     for number in range(updates.num_epochs):
-        for part, members in enumerate(split(rollouts, updates.num_minibatches, f"{key}:{number}", together)):
+        minibatches = split(rollouts, updates.num_minibatches, f"{key}:{number}", together)
+        mixes = deal_texts(texts, updates.num_minibatches, f"{key}:{number}", module.device)
+        for members, mix in zip(minibatches, mixes, strict=True):
             average = "sequences" if per == "response" else updates.average
             weights = token_weights(learnt, members, average, module.device)
-            mixed = texts[part :: updates.num_minibatches]
-            text_weight = _text_weight(mixed, module.device)
+            mix_weight = text_weight(mix, module.device)
+            forests = pack(rollouts, members, updates.token_budget, together)
 
             def loss_of(
                 micro_batch: RolloutMicroBatch | Instructions,
                 weights: Tensor = weights,
-                text_weight: Tensor = text_weight,
+                mix_weight: Tensor = mix_weight,
+                is_mix_alone: bool = not forests,
             ) -> Tensor:
                 if isinstance(micro_batch, Instructions):
                     assert text_losses_of is not None
-                    return text_losses_of(micro_batch).sum() * text_weight
+                    loss = text_losses_of(micro_batch).sum() * mix_weight
+                    # Other ranks wait for the gradients of what texts do not touch, such as a critic.
+                    return loss + no_loss(module) if is_mix_alone else loss
                 said = losses_of(micro_batch)
                 watch.see(said, micro_batch)
                 if per == "response":  # a response weighs what its tokens weigh together
                     return (weights[micro_batch.members].sum(1) * said.losses).sum()
                 return (packed_values(weights, rollouts, micro_batch) * said.losses).sum()
 
-            forests = pack(rollouts, members, updates.token_budget, together)
-            accumulate_gradients(module, [*forests, *mixed], loss_of)
+            micro_batches: list[RolloutMicroBatch | Instructions] = [*mix, *forests]
+            accumulate_gradients(module, micro_batches, loss_of)
             if updates.max_kl is not None and watch.mean_kl() > updates.max_kl:
                 module.optimizers().zero_grad()  # type: ignore[union-attr]
                 return Learnt(num_updates, watch.ratio_max(), grad_norm)
@@ -141,9 +147,3 @@ class _Watch:
         total, count = sum_over_ranks(self._kl).tolist()
         self._kl = torch.zeros_like(self._kl)
         return total / max(count, 1.0)
-
-
-def _text_weight(texts: Sequence[Instructions], device: torch.device) -> Tensor:
-    """() what the losses of tokens are multiplied by to become an average over all ranks."""
-    count = torch.tensor(float(sum(len(text.forest.targets) for text in texts)), device=device)
-    return num_ranks() / sum_over_ranks(count).clamp(min=1.0)

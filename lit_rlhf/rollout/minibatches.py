@@ -1,9 +1,11 @@
-"""Which responses are learnt from together: the same split whatever the number of ranks.
+"""What is learnt from together: the same split whatever the number of ranks.
 
 Shape letters: L responses of this rank.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -24,11 +26,26 @@ def split(rollouts: Rollouts, num_minibatches: int, key: str, together: int = 1)
     Returns:
         For each minibatch the responses of this rank that belong to it, ascending; maybe none.
     """
-    mine = [seed_of(f"{key}:{name}") for name in response_names(rollouts.prompts, 1)[::together]]
-    draws = torch.tensor(mine, dtype=torch.int64, device=rollouts.tokens.device)[:, None]
-    everyone, begin = gather_rows(draws)
-    order = torch.empty(len(everyone), dtype=torch.int64, device=draws.device)
-    order[everyone[:, 0].argsort()] = torch.arange(len(everyone), device=draws.device)
-    numbers = (order * num_minibatches // max(len(everyone), 1))[begin : begin + len(mine)].tolist()
-    runs = [[run for run, number in enumerate(numbers) if number == part] for part in range(num_minibatches)]
+    names = response_names(rollouts.prompts, 1)[::together]
+    runs = deal(names, num_minibatches, key, rollouts.tokens.device)
     return [[run * together + place for run in part for place in range(together)] for part in runs]
+
+
+def deal(names: Sequence[str], num_minibatches: int, key: str, device: torch.device) -> list[list[int]]:
+    """Deal what all ranks have out into minibatches of equal size, at random.
+
+    Args:
+        names: of what this rank has; maybe none.
+        num_minibatches: how many; sizes differ by one at most, over all ranks.
+        key: names the draw.
+        device: that the ranks communicate on.
+
+    Returns:
+        For each minibatch the indices of this rank that belong to it, ascending; maybe none.
+    """
+    mine = [seed_of(f"{key}:{name}") for name in names]
+    everyone, begin = gather_rows(torch.tensor(mine, dtype=torch.int64, device=device)[:, None])
+    order = torch.empty(len(everyone), dtype=torch.int64, device=device)
+    order[everyone[:, 0].argsort()] = torch.arange(len(everyone), device=device)
+    numbers = (order * num_minibatches // max(len(everyone), 1))[begin : begin + len(mine)].tolist()
+    return [[index for index, number in enumerate(numbers) if number == part] for part in range(num_minibatches)]
