@@ -99,6 +99,7 @@ def optimization(
     optimizer: OptimizerCallable,
     lr_scheduler: LRSchedulerCallable,
     groups: Sequence[ParameterGroup] = (),
+    steps_per_batch: int = 1,
 ) -> OptimizerLRSchedulerConfig:
     """One optimizer over what a module trains, and one schedule stepped with it: what ``configure_optimizers`` returns.
 
@@ -107,6 +108,8 @@ def optimization(
         optimizer: makes the optimizer from the trained parameters.
         lr_scheduler: makes the schedule; a :class:`WarmupDecay` is told how long the run is.
         groups: of parameters, each with its share of the learning rate; none = one group of all that is trained.
+        steps_per_batch: optimizer steps of a batch, whose schedule is stepped once per batch: ``max_steps`` counts the
+            former.
     """
     if groups:
         made = optimizer([{"params": group.parameters} for group in groups if group.parameters])
@@ -116,7 +119,9 @@ def optimization(
         made = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
     schedule = lr_scheduler(made)
     if isinstance(schedule, WarmupDecay):
-        schedule.over(module.trainer.estimated_stepping_batches)
+        most = module.trainer.max_steps
+        steps = module.trainer.estimated_stepping_batches
+        schedule.over(steps if most == -1 else min(steps, math.ceil(most / steps_per_batch)))
     return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -9,7 +9,7 @@ import lightning
 import pytest
 import torch
 
-from lit_rlhf.schedules import WarmupDecay, optimization
+from lit_rlhf.schedules import ParameterGroup, WarmupDecay, optimization
 
 
 def schedule(steps=math.inf, lr=2.0, **options):
@@ -112,4 +112,47 @@ def test_one_optimizer_and_one_schedule_over_optimizer_steps(tmp_path, lr_schedu
     trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(4)))
     assert module.rates == pytest.approx(expected)
     assert [p for group in trainer.optimizers[0].param_groups for p in group["params"]] == [module.weight]
+    assert float(module.frozen) == 1.0
+
+
+class Iterating(Line):
+    """Three optimizer steps by hand for each batch, over two groups and an empty one; the schedule is stepped once."""
+
+    def __init__(self, lr_scheduler):
+        super().__init__(lr_scheduler)
+        self.automatic_optimization = False
+        self.other = torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch, batch_idx):
+        self.rates.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
+        for _ in range(3):
+            self.manual_backward(self.weight + self.other)
+            self.optimizers().step()
+        self.lr_schedulers().step()
+
+    def configure_optimizers(self):
+        groups = [ParameterGroup([self.weight]), ParameterGroup([]), ParameterGroup([self.other], 10.0)]
+        return optimization(self, partial(torch.optim.SGD, lr=1.0), self.lr_scheduler, groups, steps_per_batch=3)
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        ({"max_epochs": 2}, [1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ({"max_epochs": -1, "max_steps": 12}, [1.0, 0.75, 0.5, 0.25]),
+        ({"max_epochs": 1, "max_steps": 6}, [1.0, 0.5]),
+        ({"max_epochs": 1, "max_steps": 30}, [1.0, 0.75, 0.5, 0.25]),
+        ({"max_epochs": 1, "max_steps": 5}, [1.0, 0.5]),
+    ],
+)
+def test_a_schedule_per_batch_reaches_its_end_when_the_run_does(tmp_path, length, expected):
+    """Where a batch has many optimizer steps, which ``max_steps`` counts; each group at its own rate."""
+    module = Iterating(partial(WarmupDecay, decay="linear"))
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, **quiet, **length)
+    trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(4)))
+    assert [rates[0] for rates in module.rates] == pytest.approx(expected)
+    assert [rates[1] for rates in module.rates] == pytest.approx([10 * rate for rate in expected])
+    groups = [group["params"] for group in trainer.optimizers[0].param_groups]
+    assert groups == [[module.weight], [module.other]]
     assert float(module.frozen) == 1.0

@@ -176,7 +176,7 @@ class GRPOModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer over what is trained, one schedule stepped with each iteration."""
-        return optimization(self, self.optimizer, self.lr_scheduler)
+        return optimization(self, self.optimizer, self.lr_scheduler, steps_per_batch=self.iterations.updates.num_steps)
 
     def on_fit_start(self) -> None:
         """Choose the layout, and say so."""

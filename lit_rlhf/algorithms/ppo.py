@@ -247,7 +247,7 @@ class PPOModule(LightningModule):
             ParameterGroup(self.model.policy_parameters),
             ParameterGroup(self.model.critic_parameters, self.critic.lr_factor),
         ]
-        return optimization(self, self.optimizer, self.lr_scheduler, groups)
+        return optimization(self, self.optimizer, self.lr_scheduler, groups, self.updates.num_steps)
 
     def on_fit_start(self) -> None:
         """Choose the layout, and say so."""

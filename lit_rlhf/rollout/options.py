@@ -173,6 +173,11 @@ class UpdateOptions:
         if self.importance_cap is not None and self.importance_cap < 1:
             raise ValueError(f"updates.importance_cap is {self.importance_cap}; it is at least 1, or null")
 
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of an iteration whose passes do not end early."""
+        return self.num_epochs * self.num_minibatches
+
 
 def _check_choices(options: Any, key: str) -> None:
     """Refuse a word that is none of those that a field knows; the command line does it before."""

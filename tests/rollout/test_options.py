@@ -56,3 +56,7 @@ def test_what_cannot_be_is_refused_by_name(kind, key, wrong):
 def test_the_edges_are_allowed(kind, edges):
     made = kind(**edges)
     assert {name: vars(made)[name] for name in edges} == edges
+
+
+def test_steps_of_an_iteration():
+    assert UpdateOptions(num_epochs=3, num_minibatches=4).num_steps == 12
