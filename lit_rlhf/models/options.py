@@ -138,3 +138,8 @@ class CriticOptions:
                 f"critic.lr_factor is {self.lr_factor} and warmup_iterations is {self.warmup_iterations}; "
                 "the first is above 0, the second is not negative"
             )
+        if self.kind == "shared" and self.init_from not in ("reward", "fresh"):
+            raise ValueError(
+                f"critic.init_from is '{self.init_from}' and kind is 'shared', whose trunk is the policy's: a reward "
+                "model's head reads its own; take kind 'adapter' or 'model'"
+            )

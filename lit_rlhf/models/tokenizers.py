@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import deepcopy
 
 from lightning.pytorch import LightningModule, Trainer
@@ -44,10 +45,12 @@ def policy_tokenizer(
     Raises:
         ValueError: if there is none.
     """
-    try:
-        return tokenizer_of(module.trainer, given)
-    except (RuntimeError, ValueError):  # no Trainer, or no data module with a tokenizer
-        name = given if isinstance(given, str) else str(backbone.base.name_or_path)
+    if isinstance(given, PreTrainedTokenizerBase):
+        return given
+    if given is None:
+        with suppress(RuntimeError, ValueError):  # no Trainer, or no data module with a tokenizer
+            return tokenizer_of(module.trainer, None)
+    name = given or str(backbone.base.name_or_path)
     try:
         return AutoTokenizer.from_pretrained(local_or_hub(name), trust_remote_code=False)
     except (OSError, ValueError) as error:

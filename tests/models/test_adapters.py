@@ -245,3 +245,65 @@ def test_the_base_of_an_adapter(build, tiny_llama, tmp_path):
         file.write_text(content)
         with pytest.raises(ValueError, match=r"holds no adapter_config\.json that names a base model; name it with"):
             adapters.base_of(tmp_path)
+
+
+def test_one_more_fresh_adapter(build, stir, ragged):
+    """It changes nothing yet, is trained beside the others, and has the shape of the one that it is like."""
+    backbone = stir(build(lora={"dropout": 0.5, "use_rslora": True, "modules_to_save": ["lm_head"]})).eval()
+    policy = backbone.hidden_states(ragged)
+    with backbone.role("reference"):
+        base = backbone.hidden_states(ragged)
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    adapters.add_fresh_adapter(backbone.model, "policy", "critic")
+    assert backbone.model.active_adapter == "policy"
+    assert torch.equal(backbone.hidden_states(ragged), policy)
+    with backbone.role("critic"):
+        torch.testing.assert_close(backbone.hidden_states(ragged), base)
+    own = {name for name, _ in backbone.named_parameters() if ".critic." in name}
+    assert {name for name, parameter in backbone.named_parameters() if parameter.requires_grad} == trained | own
+    assert len(own) == 2 * 2 * 7, "what is trained whole is the policy's alone"
+    config = backbone.model.peft_config["critic"]
+    assert (config.r, config.lora_dropout, config.use_rslora, config.modules_to_save) == (4, 0.0, True, None)
+    weights = adapters.adapter_parameters(backbone.model, "critic")
+    assert {id(weight) for weight in weights} == {id(backbone.get_parameter(name)) for name in own}
+
+
+def test_a_frozen_adapter_is_trained_on_demand(build, stir, ragged, tmp_path):
+    other = stir(build(lora={"target_modules": ["q_proj", "lm_head"]}), seed=1).eval()
+    other.save(tmp_path)
+    backbone = stir(build())
+    adapters.add_adapter(backbone.model, str(tmp_path), "critic")
+    assert not any(parameter.requires_grad for parameter in adapters.adapter_parameters(backbone.model, "critic"))
+    adapters.train_adapter(backbone.model, "critic")
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    own = {name for name in trained if ".critic." in name}
+    assert len(own) == 2 * 2
+    assert not [name for name in own if "lm_head" in name], "nothing would move them"
+    assert {name.split(".")[-2] for name in trained} == {"policy", "critic"}
+
+
+def test_a_base_that_is_told_from_the_folder_of_the_adapter(build, tiny_llama, tmp_path):
+    folder = tmp_path / "adapters" / "one"
+    build().save(folder)
+    file = folder / "adapter_config.json"
+    content = json.loads(file.read_text())
+    for name, expected in (
+        ("../../base", tmp_path / "base"),
+        ("..", tmp_path / "adapters"),
+        ("owner/name", "owner/name"),
+    ):
+        file.write_text(json.dumps({**content, "base_model_name_or_path": name}))
+        assert adapters.base_of(folder) == str(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        *((name, True) for name in ("owner/tiny", "elsewhere/tiny/", "tiny", r"C:\models\tiny", "hub:tiny")),
+        *((name, False) for name in ("owner/tiny-2", "owner/tin", "tiny/other")),
+    ],
+)
+def test_whether_two_names_are_of_one_base(stock, tiny_llama, name, same):
+    model = stock(tiny_llama())
+    model.name_or_path = "some/where/tiny"
+    assert adapters.is_same_base(name, model) == same

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from lit_rlhf.models.building import build_backbone, wrap_model
+from lit_rlhf.models.building import build_backbone, build_policy, wrap_model
 from lit_rlhf.models.loading import quantization_config
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
 
@@ -89,3 +89,57 @@ def test_a_reward_model_that_changes_its_base_is_saved_as_a_change(tiny_llama, s
     reward.save(tmp_path)
     again = build_backbone(BackboneConfig(str(tiny_llama()), str(tmp_path)), reference="none", role="reward").eval()
     torch.testing.assert_close(again.hidden_states(ragged), wanted, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_policy_has_a_reference_and_no_dropout(tiny_llama, stir, ragged, enabled):
+    config = BackboneConfig(str(tiny_llama()), lora=LoraOptions(enabled=enabled, r=4, dropout=0.2))
+    if enabled:
+        with pytest.warns(UserWarning, match="the policy had dropout, which is off now"):
+            policy = build_policy(config)
+    else:
+        policy = build_policy(config)
+    before = policy.token_logprobs(ragged).logprobs.detach()
+    stir(policy.train())
+    assert torch.equal(*(policy.token_logprobs(ragged).logprobs for _ in range(2))), "nothing is random"
+    with policy.role("reference"):
+        torch.testing.assert_close(policy.token_logprobs(ragged).logprobs, before)
+
+
+def test_a_policy_without_dropout_is_not_spoken_of(tiny_llama, recwarn):
+    build_policy(BackboneConfig(str(tiny_llama()), lora=LoraOptions(r=4)))
+    assert not [warning for warning in recwarn if "dropout" in str(warning.message)]
+
+
+@pytest.mark.parametrize("kind", ["backbone", "model", "peft"])
+def test_a_policy_of_your_own(tiny_llama, stir, ragged, kind):
+    mine = LlamaForCausalLM.from_pretrained(tiny_llama(), attention_dropout=0.3)
+    if kind == "peft":
+        mine = get_peft_model(mine, LoraConfig(r=4, lora_dropout=0.3, target_modules="all-linear"))
+    policy = build_policy(wrap_model(mine) if kind == "backbone" else mine)
+    assert policy.model is mine
+    stir(policy).train()
+    assert torch.equal(*(policy.token_logprobs(ragged).logprobs for _ in range(2)))
+    with policy.role("reference"):
+        expected = build_policy(LlamaForCausalLM.from_pretrained(tiny_llama())).token_logprobs(ragged).logprobs
+        torch.testing.assert_close(policy.token_logprobs(ragged).logprobs, expected)
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_reference_model_of_its_own(tiny_llama, stir, ragged, tmp_path, with_adapter, enabled):
+    """Another base, with an adapter on it or not; the policy has no second reference beside it."""
+    other = build_backbone(BackboneConfig(str(tiny_llama(seed=1)), lora=LoraOptions(r=4)), reference="none")
+    if with_adapter:
+        stir(other).save(tmp_path)
+    expected = other.eval().token_logprobs(ragged).logprobs.detach()
+    reference = BackboneConfig(str(tiny_llama(seed=1)), str(tmp_path) if with_adapter else None)
+    config = BackboneConfig(str(tiny_llama()), lora=LoraOptions(enabled=enabled, r=4))
+    policy = build_policy(config, reference)
+    assert not policy.has_reference_adapter
+    assert not any(parameter.requires_grad for parameter in policy.reference_model.parameters())
+    with policy.role("reference"):
+        torch.testing.assert_close(policy.token_logprobs(ragged).logprobs, expected, rtol=1e-4, atol=2e-5)
+    assert not torch.allclose(policy.token_logprobs(ragged).logprobs, expected, atol=1e-2)
+    kept = [name for name in policy.checkpointed_names if "reference_model" in name]
+    assert not kept or not enabled

@@ -14,7 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForSequenceClassification
 
-from lit_rlhf.models.loading import evaluating, load_causal_lm, local_or_hub, root_device
+from lit_rlhf.models.loading import (
+    drop_lm_head,
+    evaluating,
+    load_causal_lm,
+    local_or_hub,
+    root_device,
+    switch_dropout_off,
+)
 from lit_rlhf.models.options import BackboneConfig
 
 
@@ -192,3 +199,24 @@ def test_heads_that_come_and_go_are_not_reported(tiny_llama, tmp_path, caplog):
         assert "score.weight" in caplog.text
     finally:
         logger.propagate = before
+
+
+def test_dropout_of_a_made_module_is_switched_off():
+    """Of layers, and of numbers that a forward pass reads; what is off already is not counted."""
+    module = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1))
+    module.extra = nn.Module()
+    module.extra.hidden_dropout, module.extra.dropout_rate_name, module.extra.attention_dropout = 0.5, 0.5, 0.0
+    dropping = [part for part in module.modules() if isinstance(part, nn.Dropout)]
+    assert switch_dropout_off(module) == len(dropping) + 1
+    assert {part.p for part in dropping} == {0.0}
+    assert (module.extra.hidden_dropout, module.extra.dropout_rate_name) == (0.0, 0.5)
+    assert switch_dropout_off(module) == 0
+    tokens = torch.arange(5)[None]
+    module.train()
+    assert torch.equal(module(tokens).logits, module(tokens).logits)
+
+
+def test_an_lm_head_is_left_out_by_its_name():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1))
+    assert drop_lm_head(model) == "lm_head"
+    assert isinstance(model.get_output_embeddings(), nn.Identity)

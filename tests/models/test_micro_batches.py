@@ -6,7 +6,14 @@ import lightning
 import pytest
 import torch
 
-from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, gradient_norm, no_loss
+from lit_rlhf.models.micro_batches import (
+    StepWindow,
+    accumulate_gradients,
+    backward_all_but_last,
+    clip_and_step,
+    gradient_norm,
+    no_loss,
+)
 
 
 class Squares(lightning.LightningModule):
@@ -103,3 +110,60 @@ def test_the_gradient_norm_is_over_everything_that_has_one():
 def test_a_gradient_norm_that_is_not_finite(bad):
     with pytest.raises(FloatingPointError, match="the gradient is not finite at step 0; nothing was updated"):
         gradient_norm(with_gradients([1.0, bad], [0.0, 4.0]))
+
+
+class Manual(Squares):
+    """The same by hand: passes over micro-batches, then a clipped step."""
+
+    def __init__(self, max_grad_norm):
+        super().__init__()
+        self.automatic_optimization = False
+        self.bias = torch.nn.Parameter(torch.tensor(1.0))
+        self.max_grad_norm, self.norms = max_grad_norm, []
+
+    def training_step(self, batch, batch_idx):
+        accumulate_gradients(self, batch, lambda x: (self.weight * x) ** 2 / 2 + self.bias * 0.0)
+        self.gradients.append(float(self.weight.grad))
+        self.norms.append(float(clip_and_step(self, self.max_grad_norm)))
+        assert not [p for p in self.parameters() if p.grad is not None and p.grad.any()], "cleared"
+
+    def on_before_optimizer_step(self, optimizer):
+        self.clipped = float(self.weight.grad)
+
+    def optimizer_zero_grad(self, *args):
+        raise AssertionError("that of automatic optimization")
+
+    optimizer_step = lightning.LightningModule.optimizer_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def run_by_hand(batches, tmp_path, max_grad_norm, module=None):
+    module = module or Manual(max_grad_norm)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, max_epochs=1, **quiet)
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch))
+    assert trainer.global_step == len(batches)
+    return module
+
+
+@pytest.mark.parametrize(("max_grad_norm", "stepped"), [(0.0, 14.0), (100.0, 14.0), (2.0, 2.0)])
+def test_gradients_of_many_micro_batches_make_one_clipped_step(tmp_path, max_grad_norm, stepped):
+    """The norm that is told is the one before clipping."""
+    module = run_by_hand([[1.0, 2.0, 3.0]], tmp_path, max_grad_norm)
+    assert module.gradients == module.norms == [14.0]
+    assert float(module.weight) == pytest.approx(1.0 - 0.1 * stepped, rel=1e-5)
+
+
+def test_a_rank_without_micro_batches_touches_everything_that_is_trained(tmp_path):
+    module = run_by_hand([[], [2.0]], tmp_path, 1.0)
+    assert module.gradients == [0.0, 4.0]
+    assert module.norms == [0.0, 4.0]
+
+
+def test_a_step_that_is_not_finite_is_not_taken(tmp_path):
+    module = Manual(1.0)
+    with pytest.raises(FloatingPointError, match="the gradient is not finite at step 0; nothing was updated"):
+        run_by_hand([[float("inf")]], tmp_path, 1.0, module)
+    assert float(module.weight) == 1.0

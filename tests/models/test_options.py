@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_rlhf.models.options import BackboneConfig, LoraOptions, ReferenceOptions
+from lit_rlhf.models.options import BackboneConfig, CriticOptions, LoraOptions, ReferenceOptions
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,22 @@ def test_the_edges_are_allowed():
     assert LoraOptions(r=1, dropout=0.0).enabled
     assert BackboneConfig("x", lora=LoraOptions(enabled=False)).quantization == "none"
     assert ReferenceOptions(sync_steps=1, mixup=1.0).mixup == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr_factor": 0.0}, r"critic\.lr_factor is 0\.0"),
+        ({"lr_factor": -1.0}, r"critic\.lr_factor is -1\.0"),
+        ({"warmup_iterations": -1}, "warmup_iterations is -1"),
+        ({"kind": "shared", "init_from": "some/where"}, r"critic\.init_from is 'some/where' and kind is 'shared'"),
+    ],
+)
+def test_critics_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        CriticOptions(**options)
+
+
+@pytest.mark.parametrize("init_from", ["reward", "fresh"])
+def test_a_shared_critic_may_leave_its_beginning_open(init_from):
+    assert CriticOptions("shared", init_from, lr_factor=0.1, warmup_iterations=0).init_from == init_from

@@ -6,11 +6,11 @@ from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from lit_rlhf.models.building import build_backbone
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
-from lit_rlhf.models.tokenizers import stop_tokens, tokenizer_of, with_padding
+from lit_rlhf.models.tokenizers import policy_tokenizer, stop_tokens, tokenizer_of, with_padding
 
 
 @pytest.fixture
@@ -67,3 +67,29 @@ def test_a_new_pad_token_where_the_embedding_has_a_row_for_it(backbone, tiny_tok
     assert padded.pad_token == pad
     assert len(padded) == len(bare) + spare_rows
     assert padded.pad_token_id == (len(bare) if pad else None)
+
+
+@pytest.mark.parametrize("has_trainer", [False, True])
+def test_the_tokenizer_of_a_policy(backbone, tiny_llama, tiny_tokenizer, tmp_path, has_trainer):
+    """What was given, else that of the data, else the one beside the weights; with a Trainer or without one."""
+    module = LightningModule()
+    if has_trainer:
+        module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    other = deepcopy(tiny_tokenizer)
+    assert policy_tokenizer(module, other, backbone) is other
+    assert policy_tokenizer(module, str(tiny_llama()), backbone).get_vocab() == other.get_vocab()
+    assert policy_tokenizer(module, None, backbone).get_vocab() == other.get_vocab()
+    if has_trainer:
+        module.trainer.datamodule = SimpleNamespace(tokenizer=other)
+        assert policy_tokenizer(module, None, backbone) is other
+    with pytest.raises(ValueError, match=r"no tokenizer lies beside '.*bare': give one, as tokenizer="):
+        policy_tokenizer(module, str(empty(tmp_path / "bare")), backbone)
+    if not has_trainer:
+        backbone.base.name_or_path = str(empty(tmp_path / "weights"))
+        with pytest.raises(ValueError, match=r"no tokenizer lies beside '.*weights'"):
+            policy_tokenizer(module, None, backbone)
+
+
+def empty(folder):
+    folder.mkdir()
+    return folder
