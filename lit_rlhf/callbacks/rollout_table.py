@@ -47,7 +47,7 @@ class RolloutTable(Callback):
         self.shown = [(when, rows) for when, rows in state_dict["shown"]]
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget rows of an evaluation that was broken off."""
+        """Forget the rows of the last evaluation."""
         self._rows = []
 
     def on_validation_batch_end(
@@ -68,7 +68,6 @@ class RolloutTable(Callback):
         if trainer.state.fn != "fit":
             return
         rows = [row for text in gather_texts(json.dumps(self._rows), pl_module.device) for row in json.loads(text)]
-        self._rows = []
         if not rows:
             return
         self.shown = [*self.shown[:1], (moment(trainer), self._first(rows))]

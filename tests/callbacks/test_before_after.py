@@ -33,8 +33,8 @@ def test_what_looks_like_markup_is_shown_as_it_is():
 
 
 def test_answers_of_one_moment():
-    table = answers(["Say hello"], [("Hello!", 0.123456)], "iteration 3")
-    assert rows(table) == [["prompt", "answer (iteration 3)"], ["Say hello", "[0.123] Hello!"]]
+    table = answers(["[/INST]"], [("[/red] Hello!", 0.123456)], "iteration 3")
+    assert rows(table) == [["prompt", "answer (iteration 3)"], ["[/INST]", "[0.123] [/red] Hello!"]]
 
 
 def test_long_texts():

@@ -10,6 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader
 
 from lit_rlhf.callbacks.checkpoints import IterationCheckpoint
 from lit_rlhf.callbacks.rollout_table import FILE, RolloutTable
@@ -114,6 +115,23 @@ def test_an_evaluation_that_broke_off_leaves_no_rows(iterate, rollouts, tmp_path
 def test_a_dry_run_writes_nothing(iterate, rollouts, tmp_path):
     iterate(rollouts(), RolloutTable(), fast_dev_run=True, **OPTIONS)
     assert not (tmp_path / FILE).exists()
+
+
+def test_outside_of_training_nothing_is_written(iterate, rollouts, tmp_path):
+    module = rollouts()
+    trainer = iterate(module, RolloutTable())
+    trainer.validate(module, DataLoader([["Say hello"]], batch_size=None))
+    assert not (tmp_path / FILE).exists()
+
+
+def test_prompts_that_were_not_answered_again_have_no_after(capsys):
+    table = RolloutTable()
+    rows = [{"prompt": prompt, "response": "", "score": 0.0} for prompt in ("first prompt", "second prompt")]
+    table.shown = [("iteration 0", rows), ("iteration 9", rows[1:])]
+    table.on_train_end(MagicMock(), MagicMock())
+    out = capsys.readouterr().out
+    assert "second prompt" in out
+    assert "first prompt" not in out
 
 
 def test_modules_without_responses_are_passed_over(train, policy, tmp_path):
