@@ -56,21 +56,24 @@ class CachedSampler:
         with evaluating(backbone), whole_weights(backbone.base):
             backbone.prepare()
             responses = _Responses(backbone, request)
-            for rows in self._batches(request):
+            for rows in self._batches(request, shares_prompts=backbone.layout == "forest"):
                 responses.draw(rows)
         return responses.rollouts()
 
-    def _batches(self, request: SamplingRequest) -> Iterator[list[int]]:
+    def _batches(self, request: SamplingRequest, shares_prompts: bool) -> Iterator[list[int]]:
         """Numbers of the responses that are drawn together; those with prompts of like length are."""
         options = request.options
-        of_prompt = [number // options.num_responses for number in range(len(request.seeds))]
-        lengths = [len(request.prompts[prompt].tokens) + options.max_new_tokens for prompt in of_prompt]
+        prompt_of = [number // options.num_responses for number in range(len(request.seeds))]
+        widths = [len(request.prompts[prompt].tokens) for prompt in prompt_of]
         batch: list[int] = []
-        for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-            if batch and (len(batch) == self.max_rows or (len(batch) + 1) * lengths[row] > self.max_cache_tokens):
+        for row in sorted(range(len(widths)), key=widths.__getitem__):
+            rows = [*batch, row]
+            num_prompts = len({prompt_of[number] for number in rows}) if shares_prompts else len(rows)
+            room = num_prompts * widths[row] + len(rows) * options.max_new_tokens
+            if batch and (len(rows) > self.max_rows or room > self.max_cache_tokens):
                 yield batch
-                batch = []
-            batch.append(row)
+                rows = [row]
+            batch = rows
         yield batch
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ class CachedRows:
         lengths: tokens of each prompt.
         owners: number of the prompt of each response (B).
         capacity: most tokens of a response that will be cached (R).
+
+    Attributes:
+        num_new: tokens of every response, the newest included.
+        parts: what each layer computes with, for layers that look it up.
     """
 
     rows = None
@@ -48,7 +53,8 @@ class CachedRows:
         self._lengths = list(lengths)
         self._owners = list(owners)
         self._device = prompts[0][0].device
-        self.num_new = 0  # tokens of every response, the newest included
+        self.num_new = 0
+        self.parts: dict[int, Any] = {}
         self._masks: dict[tuple[int | None, torch.dtype], Tensor | None] = {}
         self._place()
 

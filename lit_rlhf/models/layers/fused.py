@@ -39,6 +39,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Decode
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer, Qwen3RMSNorm
 
 from lit_rlhf.models.layers.attention import ForestLayout, forest_attention
+from lit_rlhf.models.layers.cached_attention import CachedRows
 from lit_rlhf.models.layers.lora_linear import Projection, projected, projected_backward, projection_of
 
 
@@ -66,19 +67,29 @@ class _FusedLayer(GradientCheckpointingLayer):
     post_attention_layernorm: nn.Module
 
     def forward(
-        self, hidden_states: Tensor, *args: Any, forest_layout: ForestLayout | None = None, **kwargs: Any
+        self, hidden_states: Tensor, *args: Any, forest_layout: ForestLayout | CachedRows | None = None, **kwargs: Any
     ) -> Tensor:
         """Hidden states (1, T, H) after the layer; after the last one, of the layout's last queries alone."""
         if forest_layout is None:
             return super().forward(hidden_states, *args, **kwargs)
-        layout, config = forest_layout, self.self_attn.config
+        layout: ForestLayout | CachedRows = forest_layout
+        config = self.self_attn.config
         if self.self_attn.layer_idx == config.num_hidden_layers - 1 and forest_layout.last_layer is not None:
             layout = forest_layout.last_layer
-        parts = None if args else self._parts(hidden_states)
+        parts = None if args else self._parts_for(hidden_states, layout)
         if parts is not None:
             return self._compute(hidden_states[0], parts, layout, **kwargs)[None]
         states = super().forward(hidden_states, *args, forest_layout=forest_layout, **kwargs)
         return states if layout.rows is None else states.index_select(1, layout.rows)
+
+    def _parts_for(self, hidden_states: Tensor, layout: ForestLayout | CachedRows) -> _Parts | None:
+        """What to compute with. Looked for once while responses are drawn, as nothing is switched meanwhile."""
+        if not isinstance(layout, CachedRows):
+            return self._parts(hidden_states)
+        layer = self.self_attn.layer_idx
+        if layer not in layout.parts:
+            layout.parts[layer] = self._parts(hidden_states)
+        return layout.parts[layer]
 
     def _parts(self, hidden_states: Tensor) -> _Parts | None:
         """What to compute with; None if something does not fit."""
@@ -96,7 +107,7 @@ class _FusedLayer(GradientCheckpointingLayer):
         )
         return None if any(part is None for part in parts) else _Parts(*cast(Any, parts))
 
-    def _compute(self, inputs: Tensor, parts: _Parts, layout: ForestLayout, **kwargs: Any) -> Tensor:
+    def _compute(self, inputs: Tensor, parts: _Parts, layout: ForestLayout | CachedRows, **kwargs: Any) -> Tensor:
         """(T, H) to the hidden states (Q, H) of the layout's queries."""
         if layout.rows is None:
             residual = inputs
@@ -114,7 +125,7 @@ class _FusedLayer(GradientCheckpointingLayer):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        layout: ForestLayout,
+        layout: ForestLayout | CachedRows,
         *,
         position_embeddings: tuple[Tensor, Tensor],
         **kwargs: Any,
