@@ -42,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words or os.environ.get("LIT_RLHF_DEBUG", "0") not in ("", "0")
     words = [word for word in words if word != "--debug"]
-    if os.getcwd() not in sys.path:  # own rewards and modules, which `python -m` finds here and a console script does not
+    if os.getcwd() not in sys.path:  # own rewards and modules, which `python -m` finds and a console script does not
         sys.path.append(os.getcwd())
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns on every import that a CPU has no CUDA kernels
     command, rest = _choose(words)

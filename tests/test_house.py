@@ -92,7 +92,7 @@ def test_imports_point_one_way(path: Path):
         ("lit_rlhf.losses.preference", "import numpy"),
         ("lit_rlhf.losses.preference", "from lit_rlhf.types import Forest"),
         ("lit_rlhf.models.backbone", "def f():\n    import lit_rlhf.algorithms.dpo"),
-        ("lit_rlhf.rollout.sampler", "from lit_rlhf.rewards import function"),
+        ("lit_rlhf.rewards.function", "from lit_rlhf.rollout import sampling"),
         ("lit_rlhf.algorithms.dpo", "from lit_rlhf import callbacks"),
         ("lit_rlhf.algorithms.dpo", "from datamodules import PreferenceDataModule"),
         ("lit_rlhf.callbacks.export", "from lit_rlhf.algorithms.dpo import DPOModule"),

@@ -34,7 +34,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.losses.advantages import gae, length_adaptive_lambda, token_rewards
-from lit_rlhf.losses.kl import kl_k2_loss, kl_k3, kl_k3_loss
+from lit_rlhf.losses.kl import kl_k3
 from lit_rlhf.losses.policy_gradient import clipped_policy_loss
 from lit_rlhf.losses.values import clipped_value_loss
 from lit_rlhf.models.backbone import Backbone
@@ -58,7 +58,6 @@ from lit_rlhf.types import Forest, Instructions, PromptAndTextBatch, PromptBatch
 
 _CRITIC, _SAMPLING, _KL = CriticOptions(), SamplingOptions(), KLOptions()
 _SCORES, _ADVANTAGES, _CLIPPING, _UPDATES = ScoreOptions(), AdvantageOptions(), ClipOptions(), UpdateOptions()
-_KL_LOSSES = {"k2": kl_k2_loss, "k3+": kl_k3_loss}
 _WATCHED = (
     *("policy_loss", "value_loss", "approx_kl", "clip_fraction_low", "clip_fraction_high", "dual_clip_fraction"),
     *("value_clip_fraction", "entropy", "kl_loss", "ptx_loss"),
@@ -191,7 +190,12 @@ class PPOModule(LightningModule):
         """Clipped policy loss, clipped value loss, and what is added to them, of each token."""
         pick = partial(packed_values, rollouts=experience.rollouts, micro_batch=micro_batch)
         clipping = self.clipping
-        said = self.model(micro_batch.forest, temperature=self.temperature, entropy_gradient=self.entropy_coef > 0.0)
+        said = self.model(
+            micro_batch.forest,
+            temperature=self.temperature,
+            entropy_gradient=self.entropy_coef > 0.0,
+            head_alone=self._is_warming_up,
+        )
         old_logprobs = pick(experience.logprobs)
         policy = clipped_policy_loss(
             said.logprobs,
@@ -206,28 +210,33 @@ class PPOModule(LightningModule):
         )
         losses = pick(experience.importance) * policy.losses - self.entropy_coef * said.entropy
         if self.kl.loss_coef:
-            kl_losses = _KL_LOSSES[self.kl.loss_estimator](said.logprobs, pick(experience.ref_logprobs))
+            kl_losses = self.iterations.kl_loss(said.logprobs, pick(experience.ref_logprobs))
             losses = losses + self.kl.loss_coef * kl_losses
-            self.iterations.means.update({"kl_loss": (kl_losses.detach().sum(), len(kl_losses))})
+            self.iterations.note({"kl_loss": kl_losses})
         moved = kl_k3(old_logprobs, said.logprobs.detach())
-        seen = {
-            **{"policy_loss": policy.losses, "value_loss": value.losses, "approx_kl": moved, "entropy": said.entropy},
-            **{"clip_fraction_low": policy.is_clipped_low, "clip_fraction_high": policy.is_clipped_high},
-            **{"dual_clip_fraction": policy.is_dual_clipped, "value_clip_fraction": value.is_clipped},
-        }
-        self.iterations.means.update({name: (column.detach().sum(), len(column)) for name, column in seen.items()})
+        self.iterations.note(
+            {
+                **{"policy_loss": policy.losses, "value_loss": value.losses, "approx_kl": moved},
+                **{"entropy": said.entropy, "value_clip_fraction": value.is_clipped},
+                **{"clip_fraction_low": policy.is_clipped_low, "clip_fraction_high": policy.is_clipped_high},
+                "dual_clip_fraction": policy.is_dual_clipped,
+            }
+        )
         self.phases.count("train", micro_batch.forest.num_tokens)
-        return TokenLosses(self._policy_weight() * losses + self.vf_coef * value.losses, moved, policy.ratios.detach())
+        return TokenLosses(
+            float(not self._is_warming_up) * losses + self.vf_coef * value.losses, moved, policy.ratios.detach()
+        )
 
     def _text_losses(self, texts: Instructions) -> Tensor:
         """Negative log-likelihood of the tokens of texts to imitate, by ``ptx_coef``."""
         losses = -self.model.backbone.token_logprobs(texts.forest).logprobs
-        self.iterations.means.update({"ptx_loss": (losses.detach().sum(), len(losses))})
-        return self._policy_weight() * self.ptx_coef * losses
+        self.iterations.note({"ptx_loss": losses})
+        return float(not self._is_warming_up) * self.ptx_coef * losses
 
-    def _policy_weight(self) -> float:
-        """0 while only the critic learns, else 1."""
-        return float(int(self.iterations.number) >= self.critic.warmup_iterations)
+    @property
+    def _is_warming_up(self) -> bool:
+        """Whether only the critic learns."""
+        return int(self.iterations.number) < self.critic.warmup_iterations
 
     def validation_step(self, batch: PromptBatch | PromptAndTextBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Responses to held-out prompts, with their scores and divergences."""

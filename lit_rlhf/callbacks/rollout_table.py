@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich import get_console
 
 from lit_rlhf.callbacks.before_after import Answer, answers, before_after
 from lit_rlhf.callbacks.iterations import iterations_done, moment
+from lit_rlhf.models.tokenizers import tokenizer_of
 from lit_rlhf.ranks import gather_texts
 
 FILE = "samples.jsonl"
@@ -76,7 +78,7 @@ class RolloutTable(Callback):
         self._write(trainer, rows)
         if self.every_evaluation:
             when, few = self.shown[-1]
-            get_console().print(answers([row["prompt"] for row in few], [_answer(row) for row in few], when))
+            get_console().print(answers(self._readable(trainer, few), [_answer(row) for row in few], when))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the first responses beside the last."""
@@ -85,9 +87,18 @@ class RolloutTable(Callback):
         (first, before), (last, after) = self.shown
         later = {row["prompt"]: row for row in after}
         pairs = [(row, later[row["prompt"]]) for row in before if row["prompt"] in later]
-        prompts = [row["prompt"] for row, _ in pairs]
+        prompts = self._readable(trainer, [row for row, _ in pairs])
         early, late = ([_answer(pair[side]) for pair in pairs] for side in range(2))
         get_console().print(before_after(prompts, early, late, (first, last)))
+
+    def _readable(self, trainer: Trainer, rows: list[Row]) -> list[str]:
+        """Prompts without the special tokens of a chat template, which leave the end of a line."""
+        try:
+            marks = tokenizer_of(trainer, None).all_special_tokens
+        except ValueError:  # prompts of somebody's own loader are shown as they are
+            return [row["prompt"] for row in rows]
+        mark = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or "(?!)")
+        return ["\n".join(filter(None, map(str.strip, mark.split(row["prompt"])))) for row in rows]
 
     def _first(self, rows: list[Row]) -> list[Row]:
         """The first response to each of the first prompts."""

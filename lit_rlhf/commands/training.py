@@ -200,7 +200,7 @@ class TrainingCLI(LightningCLI):
         # Validation loads `--ckpt_path=last` through the ModelCheckpoint too.
         learns_from_rollouts = isinstance(self.model, HasPhases)
         checkpoint = (
-            IterationCheckpoint(folder / CHECKPOINTS, every_n_iterations=10)
+            IterationCheckpoint(folder / CHECKPOINTS)
             if learns_from_rollouts
             else ModelCheckpoint(folder / CHECKPOINTS, "step-{step}", save_last=True, auto_insert_metric_name=False)
         )

@@ -1,7 +1,7 @@
 """Score shaping: what is done to the scores of responses before a policy learns from them.
 
-In the order they are usually applied: penalties for responses that did not end, are too short or too long; running
-normalisation; a clip. L counts responses.
+In the order they are usually applied: running normalisation; a clip; penalties for responses that did not end, are too
+short or too long, which are in the unit of what was clipped. L counts responses.
 """
 
 from __future__ import annotations

@@ -280,6 +280,7 @@ class Iterations(nn.Module):
                 text_losses_of=text_losses_of,
                 per=per,
                 together=together,
+                progress=self.phases.progress,
             )
 
     def end(self, module: LightningModule, learnt: Learnt) -> None:

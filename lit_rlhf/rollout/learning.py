@@ -63,6 +63,7 @@ def learn(
     together: int = 1,
     texts: Sequence[Instructions] = (),
     text_losses_of: Callable[[Instructions], Tensor] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Learnt:
     """Let a policy learn from responses.
 
@@ -77,6 +78,7 @@ def learn(
         together: responses that are learnt from together, such as 2 where they come in pairs.
         texts: of this rank, dealt out over the minibatches of each pass; each is seen once in a pass.
         text_losses_of: (N,) losses of the tokens of texts, averaged over those of a minibatch on all ranks.
+        progress: told how many optimizer steps are done, and of how many.
 
     Raises:
         FloatingPointError: if a loss or a gradient is not finite; nothing was updated with it.
@@ -116,6 +118,7 @@ def learn(
                 return Learnt(num_updates, watch.ratio_max(), grad_norm)
             grad_norm = clip_and_step(module, updates.max_grad_norm)
             num_updates += 1
+            progress(num_updates, updates.num_epochs * updates.num_minibatches)
     return Learnt(num_updates, watch.ratio_max(), grad_norm)
 
 

@@ -235,15 +235,16 @@ def test_a_policy_that_moved_too_far_ends_the_passes_without_a_step(trained):
     assert trainer.logger.column("train/num_updates") == [1.0, 1.0]  # at the first update nothing has moved yet
 
 
-def test_only_the_critic_learns_while_it_warms_up(make_policy, make_prompts, fit, trained_weights):
-    module = make_policy(critic=CriticOptions(warmup_iterations=2), updates=BASE["updates"], lr=1e-3)
+@pytest.mark.parametrize("kind", ["adapter", "shared", "model"])
+def test_only_the_critic_learns_while_it_warms_up(make_policy, make_prompts, fit, trained_weights, kind):
+    module = make_policy(critic=CriticOptions(kind=kind, warmup_iterations=2), updates=BASE["updates"], lr=1e-3)
     module.configure_model()
     before = trained_weights(module)
     fit(module, make_prompts(8, 4))
     after = trained_weights(module)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
-    assert all("critic" in name or "v_head" in name for name in moved)
+    assert all("critic" in name or "v_head" in name or "trunk" in name for name in moved)
 
 
 def test_every_trained_tensor_moves_and_nothing_else_does(make_policy, make_prompts, fit):

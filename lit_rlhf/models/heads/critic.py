@@ -80,19 +80,23 @@ class ActorCritic(nn.Module):
         if self.trunk is not None:
             self.trunk.prepare()
 
-    def forward(self, forest: Forest, *, temperature: float = 1.0, entropy_gradient: bool = False) -> PolicyValues:
+    def forward(
+        self, forest: Forest, *, temperature: float = 1.0, entropy_gradient: bool = False, head_alone: bool = False
+    ) -> PolicyValues:
         """Log-probabilities, entropies and values of the scored tokens.
 
         Args:
             forest: the packed text.
             temperature: what the logits are divided by, as they were when the tokens were drawn.
             entropy_gradient: let the entropy carry a gradient.
+            head_alone: keep the gradient of the values out of a trunk that the policy shares.
         """
         states = self.backbone.hidden_states(forest, read="predictors")
         wanted = {"with_entropy": True, **({"entropy_gradient": True} if entropy_gradient else {})}
         policy = self.backbone.logprobs_of(states, forest, temperature=temperature, **wanted)
-        values = self._read(states) if self.kind == "shared" else self.values(forest)
-        return PolicyValues(policy.logprobs, policy.entropy, values)
+        if self.kind != "shared":
+            return PolicyValues(policy.logprobs, policy.entropy, self.values(forest))
+        return PolicyValues(policy.logprobs, policy.entropy, self._read(states.detach() if head_alone else states))
 
     def values(self, forest: Forest) -> Tensor:
         """(N,) float32 values of the states that the scored tokens were chosen in."""
