@@ -43,18 +43,18 @@ from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.heads.critic import ActorCritic, add_critic
 from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.options import BackboneConfig, CriticOptions
-from lit_rlhf.rewards import WeightedReward
+from lit_rlhf.rewards.scores import WeightedReward
 from lit_rlhf.rewards.start import reward_start
 from lit_rlhf.rollout.collecting import ScoredRollouts
 from lit_rlhf.rollout.experience import Experience
-from lit_rlhf.rollout.iterations import Iterations, texts_of
+from lit_rlhf.rollout.iterations import Iterations, RolloutBatch, texts_of
 from lit_rlhf.rollout.learning import TokenLosses
 from lit_rlhf.rollout.measuring import measure, whitened_over_ranks
 from lit_rlhf.rollout.options import AdvantageOptions, ClipOptions, KLOptions, ScoreOptions, UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, packed_values
 from lit_rlhf.rollout.sampling import Sampler, SamplingOptions
 from lit_rlhf.schedules import ParameterGroup, WarmupDecay, optimization
-from lit_rlhf.types import Forest, Instructions, PromptAndTextBatch, PromptBatch
+from lit_rlhf.types import Forest, Instructions
 
 _CRITIC, _SAMPLING, _KL = CriticOptions(), SamplingOptions(), KLOptions()
 _SCORES, _ADVANTAGES, _CLIPPING, _UPDATES = ScoreOptions(), AdvantageOptions(), ClipOptions(), UpdateOptions()
@@ -148,7 +148,7 @@ class PPOModule(LightningModule):
         """Values (N,) of the states that the scored tokens of a forest were chosen in."""
         return self.model.values(forest)
 
-    def training_step(self, batch: PromptBatch | PromptAndTextBatch, batch_idx: int) -> None:
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         """Prompts -> responses -> scores -> token rewards -> advantages -> passes of clipped updates."""
         texts = texts_of(batch, self.ptx_coef)
         scored = self.iterations.collect(self.model.backbone, batch)
@@ -238,15 +238,15 @@ class PPOModule(LightningModule):
         """Whether only the critic learns."""
         return int(self.iterations.number) < self.critic.warmup_iterations
 
-    def validation_step(self, batch: PromptBatch | PromptAndTextBatch, batch_idx: int) -> list[dict[str, Any]]:
+    def validation_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
         """Responses to held-out prompts, with their scores and divergences."""
         return self.iterations.answer(self.model.backbone, batch, batch_idx)
 
-    def test_step(self, batch: PromptBatch | PromptAndTextBatch, batch_idx: int) -> list[dict[str, Any]]:
+    def test_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
         """Responses to test prompts, with their scores and divergences."""
         return self.iterations.answer(self.model.backbone, batch, batch_idx)
 
-    def predict_step(self, batch: PromptBatch | PromptAndTextBatch, batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One row per response: prompt, response, score, its parts, divergence and length."""
         return self.iterations.answer(self.model.backbone, batch, batch_idx)
 

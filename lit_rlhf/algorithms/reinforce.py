@@ -41,7 +41,8 @@ from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.options import BackboneConfig
 from lit_rlhf.ranks import sum_over_ranks
-from lit_rlhf.rewards import WeightedReward
+from lit_rlhf.rewards.scores import WeightedReward
+from lit_rlhf.rollout.baselines import MovingMean
 from lit_rlhf.rollout.collecting import ScoredRollouts
 from lit_rlhf.rollout.experience import PolicyExperience
 from lit_rlhf.rollout.iterations import POLICY_METRICS, Iterations, RolloutBatch, prompts_alone
@@ -110,8 +111,8 @@ class REINFORCEModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0.0 <= momentum < 1.0 or not 0.0 <= gamma <= 1.0:
-            raise ValueError(f"momentum is {momentum} and gamma is {gamma}; both lie in 0-1, momentum below 1")
+        if not 0.0 <= gamma <= 1.0:
+            raise ValueError(f"gamma is {gamma}; it lies in 0-1")
         if whiten and baseline != "batch":
             raise ValueError(f"whiten takes the mean of the iteration off, which is baseline 'batch', not '{baseline}'")
         self.automatic_optimization = False
@@ -120,13 +121,12 @@ class REINFORCEModule(LightningModule):
         self.__dict__["backbone"] = backbone  # unregistered: its weights are those of self.model
         self.model: Backbone
         self.reference_model = reference_model
-        self.baseline, self.momentum, self.gamma, self.whiten = baseline, momentum, gamma, whiten
+        self.baseline, self.gamma, self.whiten = baseline, gamma, whiten
         self.clipping, self.entropy_coef = clipping, entropy_coef
         self.optimizer, self.lr_scheduler, self.tokenizer = optimizer, lr_scheduler, tokenizer
         self.iterations = Iterations(rewards, sampling, sampler, kl, scores, updates, seed, POLICY_METRICS)
         self.phases = self.iterations.phases
-        self.past: Tensor
-        self.register_buffer("past", torch.zeros(2))  # decaying sums of the means of past returns, and of ones
+        self.moving_mean = MovingMean(momentum)
 
     def configure_model(self) -> None:
         """Load the backbone, here and not earlier, so that a Trainer has its devices by then."""
@@ -177,15 +177,12 @@ class REINFORCEModule(LightningModule):
         return PolicyExperience(rollouts, measures.logprobs, measures.ref_logprobs, advantages, importance)
 
     def _usual(self, returns: Tensor, mask: Tensor) -> Tensor:
-        """() what is usual; the iteration is then part of the past."""
+        """() what is usual, for the mean of all tokens of all ranks."""
         total, count = sum_over_ranks(torch.stack([(returns * mask).sum(), mask.sum().float()]))
         mean = total / count.clamp(min=1.0)
-        past, weight = self.past.clone()
-        if count:
-            self.past.lerp_(torch.stack([mean, torch.ones_like(mean)]), 1.0 - self.momentum)
-        if self.baseline == "none":
-            return torch.zeros_like(mean)
-        return past / weight if self.baseline == "moving" and weight else mean
+        if self.baseline == "moving" and count:
+            return self.moving_mean(mean)
+        return mean if self.baseline == "batch" else torch.zeros_like(mean)
 
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
         """Responses to held-out prompts, with their scores and divergences."""

@@ -39,7 +39,7 @@ from lit_rlhf.models.building import build_policy
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.options import BackboneConfig
-from lit_rlhf.rewards import WeightedReward
+from lit_rlhf.rewards.scores import WeightedReward
 from lit_rlhf.rollout.collecting import ScoredRollouts
 from lit_rlhf.rollout.groups import advantages_over_ranks, require_groups, require_whole_responses, without_spread
 from lit_rlhf.rollout.iterations import POLICY_METRICS, Iterations, RolloutBatch, prompts_alone

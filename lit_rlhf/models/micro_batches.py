@@ -120,7 +120,7 @@ def clip_and_step(module: LightningModule, max_grad_norm: float) -> Tensor:
     optimizer = cast(LightningOptimizer, module.optimizers())
     norm = gradient_norm(module)
     if max_grad_norm:
-        module.clip_gradients(optimizer, max_grad_norm, "norm")
+        module.clip_gradients(optimizer.optimizer, max_grad_norm, "norm")
     optimizer.step()
     optimizer.zero_grad()
     return norm

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.metrics.phases import Phases
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.tokenizers import stop_tokens
-from lit_rlhf.rewards import Sample, WeightedReward, attach_rewards, samples_of, score_samples
-from lit_rlhf.rewards.scores import reward_names
+from lit_rlhf.rewards.reward import Sample
+from lit_rlhf.rewards.samples import samples_of
+from lit_rlhf.rewards.scores import WeightedReward, attach_rewards, reward_names, score_samples
 from lit_rlhf.rollout.drawing import draw
 from lit_rlhf.rollout.sampling import Sampler, SamplingOptions
 from lit_rlhf.types import Prompt, Rollouts

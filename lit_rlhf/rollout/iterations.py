@@ -29,7 +29,7 @@ from lit_rlhf.metrics.rollouts import RolloutMeter
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.heads.float32 import without_cast
 from lit_rlhf.models.tokenizers import policy_tokenizer
-from lit_rlhf.rewards import WeightedReward
+from lit_rlhf.rewards.scores import WeightedReward
 from lit_rlhf.rollout.cached_sampler import CachedSampler
 from lit_rlhf.rollout.collecting import Collector, ScoredRollouts, response_rows, watched_responses
 from lit_rlhf.rollout.experience import PolicyExperience
@@ -288,7 +288,7 @@ class Iterations(nn.Module):
         found = {f"rollout/{name}": value for name, value in self.meter.compute().items()}
         train = {f"train/{name}": value for name, value in self.means.compute().items()}
         self.means.reset()
-        shown = {name: found.pop(name) for name in ("rollout/score", "rollout/kl") if name in found}
+        shown: dict[str, Any] = {name: found.pop(name) for name in ("rollout/score", "rollout/kl") if name in found}
         module.log_dict(shown, prog_bar=True)
         module.log_dict(
             {
