@@ -6,7 +6,8 @@
 Fresh process for every measurement, sides alternated, medians. An iteration draws one response to each prompt, scores
 it, and trains policy and critic on it; its response tokens are what throughput counts. Policy and critic have LoRA
 adapters. The model has random weights, but ends its responses at a mean length (``ending_model.py``); each side draws
-responses of its own, so the table says how long they were.
+responses of its own, so the table says how long they were, and what iterations cost: with few of them, luck with the
+lengths is in the tokens per second, and hardly in that.
 
 TRL holds policy, critic and reward model each as a model of its own; its reference is the policy with the adapter off.
 Its careful user turns gradient checkpointing on, which the trainer's own switch does not.
@@ -57,6 +58,7 @@ def summarise(comparison: Comparison, options: argparse.Namespace, runs: dict[st
         rows[name] = {
             "setting": name,
             "tokens_per_second": statistics.median(run["tokens"]["response"] / run["seconds"] for run in measured),
+            "iterations_per_minute": statistics.median(60 * run["steps"] / run["seconds"] for run in measured),
             "sampling_ms": 1000 * statistics.median(_per_token(run, "rollout") for run in measured),
             "score_ms": 1000 * statistics.median(_per_token(run, "score") for run in measured),
             "update_ms": 1000 * statistics.median(_per_token(run, "update") for run in measured),
@@ -67,6 +69,7 @@ def summarise(comparison: Comparison, options: argparse.Namespace, runs: dict[st
     for row in rows.values():
         row["times_default"] = ratio(row, rows.get(comparison.default), "tokens_per_second")
         row["times_careful"] = ratio(row, rows.get(comparison.careful), "tokens_per_second")
+        row["iterations_times_default"] = ratio(row, rows.get(comparison.default), "iterations_per_minute")
         row["memory_of_default"] = ratio(row, rows.get(comparison.default), "peak_mib")
         row["memory_of_careful"] = ratio(row, rows.get(comparison.careful), "peak_mib")
     return list(rows.values())
@@ -82,6 +85,8 @@ def columns(device: str) -> dict[str, tuple[str, str]]:
         "response tokens / CPU s" if device == "cpu" else "response tokens / s": ("tokens_per_second", "{:.2f}"),
         "x default": ("times_default", "{:.2f}"),
         "x careful": ("times_careful", "{:.2f}"),
+        "iterations / CPU min" if device == "cpu" else "iterations / min": ("iterations_per_minute", "{:.2f}"),
+        "x default, iterations": ("iterations_times_default", "{:.2f}"),
         "ms / token: rollout": ("sampling_ms", "{:.1f}"),
         "score": ("score_ms", "{:.1f}"),
         "update": ("update_ms", "{:.1f}"),

@@ -29,6 +29,7 @@ def run(seconds, peak_mib, response, rollout):
     phases = {"rollout": rollout, "score": 1.0, "update": 2.0}
     return {
         "seconds": seconds,
+        "steps": 2,
         "peak_mib": peak_mib,
         "phases": phases,
         "tokens": {"responses": 4, "response": response},
@@ -50,7 +51,9 @@ def test_throughput_counts_the_tokens_that_each_run_drew(script, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ppo.py", "--trl-python", "p", "--data", "hh.jsonl"])
     table = script.compare.__globals__["table"](script.PPO, [default, ours], "cpu")
     assert table.splitlines()[0].startswith("| PPO | response tokens / CPU s | x default |")
-    assert table.splitlines()[3].startswith("| ours | 100.00 | 5.00 |  | 2.5 | 10.0 | 20.0 | 50 | 0.10 |")
+    assert table.splitlines()[3].startswith(
+        "| ours | 100.00 | 5.00 |  | 120.00 | 10.00 | 2.5 | 10.0 | 20.0 | 50 | 0.10 |"
+    )
     assert script.parse(script.PPO, batch_size=16).batch_size == 16
 
 
