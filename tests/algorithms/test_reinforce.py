@@ -59,25 +59,15 @@ def test_one_step_by_an_independent_slow_computation(one_step_by_hand, make_prom
 
 
 def test_the_moving_baseline_is_that_of_the_iterations_before(make_policy):
-    """The first iteration has none before it, and is compared with itself."""
+    """It is a mean over tokens, which an iteration without any leaves alone."""
     module = make_policy(REINFORCEModule, baseline="moving", momentum=0.75)
     mask = torch.tensor([[True, True, False], [True, False, False]])
-    usual = [
-        float(module._usual(torch.tensor(returns), mask))
-        for returns in (
-            [[1.0, 2.0, 99.0], [6.0, 99.0, 99.0]],  # mean 3
-            [[4.0, 5.0, 99.0], [6.0, 99.0, 99.0]],  # mean 5
-            [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]],
-        )
-    ]
-    assert usual == pytest.approx([3.0, 3.0, (0.75 * 3.0 + 5.0) / 1.75])
-    nobody = torch.zeros(0, 1)
-    before = module.past.clone()
-    assert float(module._usual(nobody, nobody.bool())) == pytest.approx(
-        (0.75**2 * 3.0 + 0.75 * 5.0 + 0.0) / (0.75**2 + 0.75 + 1.0)
-    )
-    assert torch.equal(module.past, before)
-    assert "past" in module.state_dict()
+    means = ([[1.0, 2.0, 99.0], [6.0, 99.0, 99.0]], [[4.0, 5.0, 99.0], [6.0, 99.0, 99.0]])  # 3 and 5
+    assert [float(module._usual(torch.tensor(returns), mask)) for returns in means] == pytest.approx([3.0, 3.0])
+    before, nobody = module.moving_mean.past.clone(), torch.zeros(0, 1)
+    module._usual(nobody, nobody.bool())
+    assert torch.equal(module.moving_mean.past, before)
+    assert before.tolist() == pytest.approx([0.25 * (0.75 * 3.0 + 5.0), 0.25 * 1.75])
 
 
 def test_equal_scores_teach_nothing(make_policy, make_prompts, fit):
