@@ -19,7 +19,7 @@ class Learner(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.policy, self.updates, self.learnt, self.spoil, self.rate = policy, updates, learnt, spoil, rate
-        self.orders, self.norms = [], []
+        self.orders, self.kls = [], []
 
     def losses_of(self, micro_batch):
         logprobs = self.policy.token_logprobs(micro_batch.forest).logprobs
@@ -30,6 +30,7 @@ class Learner(lightning.LightningModule):
         self.orders.append(micro_batch.members.tolist())
         old = packed_values(self.old, self.rollouts, micro_batch)
         moved = logprobs.detach() - old
+        self.kls.append(float(moved.square().mean()) / 2)
         return TokenLosses(losses, moved.square() / 2, moved.exp())
 
     def training_step(self, rollouts, batch_idx):
@@ -158,6 +159,14 @@ def test_passes_end_before_a_step_too_far(run):
     far = run(max_kl=1e9, num_epochs=3, num_minibatches=2)
     assert far.found.num_updates == 6
     assert_same(far, run(num_epochs=3, num_minibatches=2))
+
+
+def test_the_divergence_that_ends_is_that_of_the_last_minibatch(run):
+    """Not the mean of those before, which is lower."""
+    options = {"num_epochs": 4, "num_minibatches": 1, "rate": 0.02}
+    free = run(**options).kls
+    assert free[0] < free[1] < free[2]
+    assert run(**options, max_kl=(free[1] + free[2]) / 2).found.num_updates == 2
 
 
 def test_a_rank_without_responses_steps_along(run, make_rollouts):
