@@ -131,8 +131,8 @@ def test_one_response_has_nothing_to_be_compared_with(make_policy):
 
 
 def test_a_mistyped_scale_is_refused(make_policy, make_prompts, fit):
-    with pytest.raises(ValueError, match="'group', 'batch' or 'none', got 'goup'"):
-        fit(make_policy(GRPOModule, sampling=THREE, scale="goup"), make_prompts(2, 2))
+    with pytest.raises(ValueError, match="'group', 'batch' or 'none', got 'median'"):
+        fit(make_policy(GRPOModule, sampling=THREE, scale="median"), make_prompts(2, 2))
 
 
 def test_what_was_trained_is_in_the_folder_of_the_run(make_policy, make_prompts, fit, tiny_tokenizer, tmp_path):
