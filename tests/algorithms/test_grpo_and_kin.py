@@ -19,7 +19,7 @@ from lit_rlhf.algorithms.reinforce import REINFORCEModule
 from lit_rlhf.algorithms.rloo import RLOOModule
 from lit_rlhf.callbacks.checkpoints import IterationCheckpoint
 from lit_rlhf.callbacks.random_state import RandomState
-from lit_rlhf.losses import sft_loss
+from lit_rlhf.losses import odpo_loss, sft_loss
 from lit_rlhf.losses.terms import LossTerm
 from lit_rlhf.rewards import FunctionReward, WeightedReward
 from lit_rlhf.rollout.options import KLOptions, ScoreOptions, UpdateOptions
@@ -32,7 +32,7 @@ KINDS = {
     "rloo": (RLOOModule, {"kl": KLOptions(coef=0.2, target=0.5, horizon=50), "scores": ScoreOptions("running")}),
     "reinforce": (REINFORCEModule, {"baseline": "moving", "entropy_coef": 0.01}),
     "reinforce++": (REINFORCEModule, {"whiten": True, "gamma": 0.95}),
-    "online dpo": (OnlineDPOModule, {"losses": [LossTerm(), LossTerm(sft_loss, 0.1)], "beta": 0.5}),
+    "online dpo": (OnlineDPOModule, {"losses": [LossTerm(odpo_loss), LossTerm(sft_loss, 0.1)], "beta": 0.5}),
 }
 SAMPLING = {"num_responses": 3, "stop_tokens": ENDS}
 
