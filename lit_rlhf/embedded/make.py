@@ -1,7 +1,7 @@
 """Make everything that is embedded: ``python -m lit_rlhf.embedded.make [--only data|model] [--folder FOLDER]``.
 
 The data are the same bits everywhere. The model takes about ten minutes on two CPU cores, and its weights depend on the
-machine's arithmetic in their last digits.
+machine's arithmetic in their last digits. ``--reward_run RUN`` ships the adapter of a finished reward run instead.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlhf.embedded import ASSETS
+from lit_rlhf.embedded.reward_adapter import shrink
 from lit_rlhf.embedded.rows import SPLITS, demonstration_rows, preference_rows, prompt_rows, ranking_rows
 
 DATA_SETS: dict[str, Callable[[str], Iterator[Mapping[str, Any]]]] = {
@@ -47,7 +48,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lit_rlhf.embedded.make", description="Remake what is embedded.")
     parser.add_argument("--only", choices=("data", "model"), help="make only this")
     parser.add_argument("--folder", type=Path, default=ASSETS, help="where to write; the package itself by default")
+    parser.add_argument("--reward_run", type=Path, help="ship this run's adapter as the embedded reward model, only")
     options = parser.parse_args(arguments)
+    if options.reward_run is not None:
+        shrink(options.reward_run, options.folder / "reward_adapter")
+        return
     if options.only != "model":
         make_data(options.folder)
     if options.only != "data":
