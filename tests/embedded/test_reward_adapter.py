@@ -23,11 +23,10 @@ def test_it_is_of_the_embedded_model_and_small():
 def test_a_right_friendly_answer_scores_above_a_wrong_rude_one(capsys):
     from lit_rlhf.cli import main
 
-    scores, asked = {}, ["--prompt", "What colour is a banana?"]
+    scores = {}
     for answer in ("Sure! A banana is yellow.", "Duh. Blue."):
-        main(
-            ["score", resolve("embedded:reward_adapter"), "--prompt", "What colour is a banana?", "--response", answer]
-        )
+        question = ["--prompt", "What colour is a banana?", "--response", answer]
+        main(["score", resolve("embedded:reward_adapter"), *question])
         scores[answer] = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["score"]
     assert scores["Sure! A banana is yellow."] > scores["Duh. Blue."] + 2.0
 
