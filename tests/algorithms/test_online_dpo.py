@@ -85,6 +85,18 @@ def test_ties_alone_teach_nothing(make_policy, make_prompts, fit, trained_weight
     assert all(torch.equal(before[name], after) for name, after in trained_weights(module).items())
 
 
+def test_unfinished_responses_are_in_no_pair_where_nothing_is_learnt_from_them(make_policy, make_prompts):
+    sampling, scores = {"max_new_tokens": 4, **THREE}, ScoreOptions(ignore_unfinished=True)
+    module = make_policy(OnlineDPOModule, rewarded(noisy), sampling, scores=scores)
+    module.configure_model()
+    module.model.prepare()
+    scored = module.iterations.collect(module.model, make_prompts(6, 6)[0])
+    assert 0 < scored.rollouts.finished.sum() < 18
+    pairs = module._pairs(scored, module.iterations.measure(module.model, scored.rollouts))
+    assert len(pairs.margins) > 0
+    assert pairs.rollouts.finished.all()
+
+
 BASE = {"updates": UpdateOptions(num_epochs=2, num_minibatches=2, max_grad_norm=0.0)}
 KNOBS = {
     "beta": {"beta": 1.0},
