@@ -33,3 +33,19 @@ def test_states_are_those_of_whole_rows(fused, prefill, sampled_backbone, monkey
         rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=False)]
     expected = torch.stack([whole(backbone, row) for row in rows])
     torch.testing.assert_close(decoder.states, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("limit", "parts"), [(10, [3]), (9, [2, 1]), (7, [2, 1]), (6, [1, 2]), (1, [1, 1, 1])])
+def test_prompts_are_computed_in_parts(limit, parts, sampled_backbone, monkeypatch):
+    monkeypatch.setattr(forest_decoder, "PREFILL_TOKENS", limit)
+    seen, prefill = [], ForestDecoder._prefill
+
+    def watched(decoder, prompts, width):
+        seen.append(len(prompts))
+        return prefill(decoder, prompts, width)
+
+    monkeypatch.setattr(ForestDecoder, "_prefill", watched)
+    backbone = sampled_backbone()
+    backbone.prepare()
+    ForestDecoder(backbone, PROMPTS, OWNERS, capacity=3)
+    assert seen == parts
