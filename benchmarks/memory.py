@@ -104,12 +104,12 @@ def fits_table(results: Results) -> str:
 
 def ran_on(results: Results) -> str:
     """Where each measurement was taken."""
-    said = [
-        f"`{key}`: {run['hardware']}; torch {run['torch']}, transformers {run['transformers']}, {run['commit']}; "
-        f"{run['plan']['batch']} texts of {run['plan']['prompt']} + {run['plan']['response']} tokens, token budget "
-        f"{run['plan']['token_budget']}."
-        for key, run in sorted(results.items())
-    ]
+    said = []
+    for key, run in sorted(results.items()):
+        plan = run["plan"]
+        versions = f"torch {run['torch']}, transformers {run['transformers']}, commit {run['commit']}"
+        texts = f"{plan['batch']} texts of {plan['prompt']} + {plan['response']} tokens, token budget {plan['token_budget']}"
+        said.append(f"`{key}`: {run['hardware']}; {versions}; {texts}.")
     return "\n".join(f"- {line}" for line in said)
 
 

@@ -333,3 +333,32 @@ def test_the_page_explains_every_line_and_option():
     assert [label for label, *_ in _FACTS if f"| `{label}` |" not in PAGE] == []
     options = [action.option_strings[-1] for action in command._parser()._actions if action.dest != "help"]
     assert [option for option in options if f"| `{option} " not in PAGE] == []
+
+
+def test_prompts_and_texts_are_shown_one_after_the_other(capsys, write):
+    """Each with the tokenizer of the backbone; a row by whatever reads it; what is held out has prompts alone."""
+    write("asked.jsonl", {"prompt": "Who?"})
+    write("told.jsonl", {"text": "A fox."}, CHAT)
+    data = {"prompts": {"train": "asked.jsonl", "validation": "asked.jsonl"}, "texts": {"train": "told.jsonl"}}
+    settings = {"data": {"class_path": "datamodules.PromptAndTextDataModule", "init_args": data}}
+    Path("mix.yaml").write_text(yaml.safe_dump(settings))
+    root = Path(__file__).parents[2]
+    configs = ["--config", str(root / "configs/ppo.yaml"), "--config", "mix.yaml"]
+
+    def shown(*words):
+        main(["preview", *configs, *words])
+        return capsys.readouterr().out
+
+    whole = shown()
+    places = [whole.index(word) for word in (" prompts ", "asked.jsonl:1  ", " texts ", "told.jsonl:1  ")]
+    assert places == sorted(places)
+    assert whole.count("an epoch: 1 step of 16 rows") == 2
+    row = shown("--row", "told.jsonl:2")
+    assert "Hello" in row
+    assert "asked" not in row
+    held_out = shown("--split", "validation")
+    assert "asked.jsonl:1" in held_out
+    assert "told" not in held_out
+    with pytest.raises(SystemExit):
+        shown("--row", "other.jsonl:1")
+    assert "no source has the row 'other.jsonl:1'" in capsys.readouterr().err
