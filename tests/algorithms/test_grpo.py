@@ -11,6 +11,7 @@ import torch
 from lit_rlhf.algorithms.grpo import GRPOModule
 from lit_rlhf.callbacks.export import AdapterExport
 from lit_rlhf.rewards import FunctionReward, WeightedReward
+from lit_rlhf.rollout.cached_sampler import CachedSampler
 from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, UpdateOptions
 
 ONE_STEP = UpdateOptions(num_epochs=1, num_minibatches=1, max_grad_norm=0.0, average="sequences")
@@ -65,10 +66,10 @@ def test_one_step_by_an_independent_slow_computation(one_step_by_hand, make_prom
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_groups_of_equal_scores_teach_nothing(make_policy, make_prompts, fit, trained_weights, scale):
-    """Not even what rounding leaves of the mean of three times 0.1."""
+    """Not even what rounding leaves of the mean of three times 0.9."""
     scores = ScoreOptions(missing_eos_penalty=0.0)
     module = make_policy(
-        GRPOModule, rewarded(lambda response: 0.1), THREE, scores=scores, kl=NO_KL, scale=scale, updates=ONE_STEP
+        GRPOModule, rewarded(lambda response: 0.9), THREE, scores=scores, kl=NO_KL, scale=scale, updates=ONE_STEP
     )
     module.configure_model()
     before = trained_weights(module)
@@ -86,6 +87,16 @@ def test_groups_without_spread_are_counted(make_policy, make_prompts, fit):
     assert fit(module, make_prompts(4, 4)).logger.column("rollout/groups_without_spread") == [0.75]
 
 
+class OtherPrecision(CachedSampler):
+    """Claims to compute otherwise, and does: its log-probabilities are off."""
+
+    is_exact = False
+
+    def __call__(self, backbone, request):
+        rollouts = super().__call__(backbone, request)
+        return rollouts._replace(logprobs=rollouts.logprobs - 0.3 * rollouts.response_mask)
+
+
 BASE = {"updates": UpdateOptions(num_epochs=2, num_minibatches=2, max_grad_norm=0.0)}
 KNOBS = {
     "scale batch": {"scale": "batch"},
@@ -99,6 +110,7 @@ KNOBS = {
     "updates.average": {"updates": replace(BASE["updates"], average="sequences")},
     "scores.clip": {"scores": ScoreOptions(clip=0.1)},
     "scores.ignore_unfinished": {"scores": ScoreOptions(ignore_unfinished=True)},
+    "sampler": {"sampler": OtherPrecision()},
     "entropy_coef": {"entropy_coef": 0.1},
     "seed": {"seed_of_draws": 1},
 }

@@ -69,7 +69,7 @@ def test_one_step_by_an_independent_slow_computation(one_step_by_hand, make_prom
 
 def test_groups_of_equal_scores_teach_nothing(make_policy, make_prompts, fit):
     options = {"scores": ScoreOptions(missing_eos_penalty=0.0), "kl": KLOptions(coef=0.0), "updates": ONE_STEP}
-    trainer = fit(make_policy(RLOOModule, rewarded(lambda response: 0.1), THREE, **options), make_prompts(4, 2))
+    trainer = fit(make_policy(RLOOModule, rewarded(lambda response: 0.9), THREE, **options), make_prompts(4, 2))
     assert trainer.logger.column("train/grad_norm") == [0.0, 0.0]
     assert trainer.logger.column("rollout/groups_without_spread") == [1.0, 1.0]
 

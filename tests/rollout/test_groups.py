@@ -19,7 +19,7 @@ from lit_rlhf.rollout.options import UpdateOptions
 from lit_rlhf.rollout.sampling import SamplingOptions
 from lit_rlhf.types import Prompt, Rollouts
 
-EVERYONE = torch.tensor([1.0, 3.0, 5.0, 5.0, 2.0, 8.0, 0.1, 0.1, 0.1])
+EVERYONE = torch.tensor([1.0, 3.0, 5.0, 5.0, 2.0, 8.0, 0.9, 0.9, 0.9])
 GROUPS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 3])
 
 
@@ -50,7 +50,7 @@ def test_two_ranks_say_what_one_says(monkeypatch, scale, cut):
 
 
 def test_equal_scores_are_worth_exactly_nothing():
-    """The mean of three times 0.1 is not 0.1 in float32."""
+    """The mean of three times 0.9 is not 0.9 in float32."""
     for function in (leave_one_out_advantages, lambda scores, groups: group_advantages(scores, groups, scale="none")):
         found = advantages_over_ranks(function, EVERYONE, GROUPS)
         assert found[6:].tolist() == [0.0, 0.0, 0.0]
