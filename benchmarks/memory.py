@@ -108,7 +108,7 @@ def ran_on(results: Results) -> str:
     for key, run in sorted(results.items()):
         plan = run["plan"]
         versions = f"torch {run['torch']}, transformers {run['transformers']}, commit {run['commit']}"
-        texts = f"{plan['batch']} texts of {plan['prompt']} + {plan['response']} tokens, token budget {plan['token_budget']}"
+        texts = f"{plan['batch']} texts of {plan['prompt']} + {plan['response']} tokens, budget {plan['token_budget']}"
         said.append(f"`{key}`: {run['hardware']}; {versions}; {texts}.")
     return "\n".join(f"- {line}" for line in said)
 
