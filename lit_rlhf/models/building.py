@@ -85,7 +85,7 @@ def build_policy(
         if policy.layout == "forest":  # chosen before there was this model
             set_attention([model], FOREST_ATTENTION)
     if switch_dropout_off(policy):
-        rank_zero_warn("the policy had dropout, which is off now: PPO compares what it says at two moments")
+        rank_zero_warn("the policy had dropout, which is off now: what it says at two moments is compared")
     return policy
 
 
