@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from lit_rlhf.models.building import build_backbone
+from lit_rlhf.models.options import BackboneConfig, LoraOptions
 from lit_rlhf.rollout.cached_sampler import CachedSampler
 from lit_rlhf.rollout.generate_sampler import GenerateSampler
 
@@ -56,3 +58,14 @@ def test_a_broken_policy_is_named(sampled_backbone, make_request):
         GenerateSampler()(backbone, request)
     with pytest.raises(ValueError, match="max_rows is 0"):
         GenerateSampler(0)
+
+
+def test_dropout_is_off(tiny_llama, make_request, trainer_logprobs):
+    backbone = build_backbone(BackboneConfig(str(tiny_llama()), lora=LoraOptions(r=4, dropout=0.5)))
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    rollouts = GenerateSampler()(backbone.train(), make_request())
+    expected = trainer_logprobs(backbone.eval(), rollouts)
+    torch.testing.assert_close(rollouts.logprobs[rollouts.response_mask], expected, rtol=0, atol=1e-5)

@@ -37,13 +37,19 @@ def run_rank(rank, path, backbone, requests):
         rollouts = CachedSampler(**bounds)(backbone, requests[rank])
         assert all(isinstance(parameter, DTensor) for parameter in backbone.parameters())
     torch.save(rollouts._asdict() | {"prompts": None}, path / f"rank{rank}.pt")
+    with whole_weights(backbone.base):
+        assert not any(isinstance(parameter, DTensor) for parameter in backbone.parameters())
+    layers = backbone.base.get_decoder().layers
+    with torch.no_grad():
+        backbone.base(input_ids=torch.arange(5, 15)[None])
+    assert all(isinstance(parameter, DTensor) for parameter in layers.parameters())
     # Training goes on: through the root, with gradients of the adapters, gathered layer by layer.
     loss = backbone.base(input_ids=torch.arange(5, 15)[None], use_cache=False).logits.logsumexp(-1).sum()
     loss.backward()
     trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     assert trained
     assert all(isinstance(parameter.grad, DTensor) for parameter in trained)
-    assert all(isinstance(parameter, DTensor) for parameter in backbone.base.get_decoder().layers.parameters())
+    assert all(isinstance(parameter, DTensor) for parameter in layers.parameters())
     dist.destroy_process_group()
 
 

@@ -36,7 +36,7 @@ def test_a_string_inside_of_a_token_ends_with_the_token(tiny_tokenizer, tokens_o
     assert Stopping([2], [inner], tiny_tokenizer).end(response) == token + 1
 
 
-@pytest.mark.parametrize("stop", ["\u4e2d", "\u00e9!", "\U0001f98a"])
+@pytest.mark.parametrize("stop", ["\u4e2d", "\u00e9!", "\U0001f98a", "\u4e2d" * 9])
 def test_a_letter_of_several_bytes_ends_with_its_last_byte(tiny_tokenizer, tokens_of, stop):
     before, response = tokens_of("a"), tokens_of(f"a{stop}b", split=True)
     assert len(response) > 3
