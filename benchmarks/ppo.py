@@ -9,7 +9,7 @@ adapters. The model has random weights, but ends its responses at a mean length 
 responses of its own, so the table says how long they were, and what iterations cost: with few of them, luck with the
 lengths is in the tokens per second, and hardly in that.
 
-TRL holds policy, critic and reward model each as a model of its own; its reference is the policy with the adapter off.
+A pass is one minibatch, as by TRL's default, on both sides. TRL holds policy, critic and reward model each as a model of its own; its reference is the policy with the adapter off.
 Its careful user turns gradient checkpointing on, which the trainer's own switch does not.
 """
 
@@ -27,7 +27,7 @@ from side_by_side import Comparison, Run, compare, parse, ratio, write_plan
 from lit_rlhf import BackboneConfig, LoraOptions
 from lit_rlhf.models.heads.reward_model import build_reward_model
 
-NUMBERS: dict[str, Any] = {"num_ppo_epochs": 2, "num_minibatches": 2, "max_new_tokens": 64, "lr": 1e-6}
+NUMBERS: dict[str, Any] = {"num_ppo_epochs": 2, "num_minibatches": 1, "max_new_tokens": 64, "lr": 1e-6}
 MEAN_LENGTH = 24.0
 
 
