@@ -24,8 +24,8 @@ from proxy_model import ARCHITECTURES, TOKENIZER_SIZE, make_model, train_tokeniz
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.building import build_backbone
 from lit_rlhf.models.options import BackboneConfig
-from lit_rlhf.rollout.cached_sampler import CachedSampler
-from lit_rlhf.rollout.sampling import SamplingOptions, SamplingRequest
+from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
+from lit_rlhf.rollout.sampling.request import SamplingOptions, SamplingRequest
 from lit_rlhf.types import Prompt
 
 MEAN_LENGTH, MAX_NEW_TOKENS, PROMPT_TOKENS, REPEATS = 24, 64, range(100, 201), 3

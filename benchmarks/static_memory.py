@@ -21,7 +21,7 @@ from lit_rlhf.models.heads.critic import ActorCritic, add_critic
 from lit_rlhf.models.heads.reward_model import RewardModel
 from lit_rlhf.models.heads.score_head import ScoreHead
 from lit_rlhf.models.options import CriticOptions, LoraOptions
-from lit_rlhf.rollout.forest_decoder import ForestDecoder
+from lit_rlhf.rollout.sampling.forest_decoder import ForestDecoder
 
 # hidden, layers, heads, heads of keys and values, MLP, vocabulary. All untied; LoRA of rank 16 on all linear layers.
 SHAPES = {

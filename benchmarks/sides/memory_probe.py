@@ -24,9 +24,9 @@ from lit_rlhf import BackboneConfig, PPOModule
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.options import CriticOptions
 from lit_rlhf.rewards import ModelReward, WeightedReward
-from lit_rlhf.rollout.cached_sampler import CachedSampler
 from lit_rlhf.rollout.options import UpdateOptions
-from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
+from lit_rlhf.rollout.sampling.request import SamplingOptions
 from lit_rlhf.types import Prompt, PromptBatch
 
 MOST = {"batch": 4096, "context": 131_072}

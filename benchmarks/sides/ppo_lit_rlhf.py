@@ -16,7 +16,7 @@ from lit_rlhf import BackboneConfig, LoraOptions, PPOModule
 from lit_rlhf.models.options import CriticOptions
 from lit_rlhf.rewards import ModelReward, WeightedReward
 from lit_rlhf.rollout.options import UpdateOptions
-from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.rollout.sampling.request import SamplingOptions
 
 
 def make(plan: dict[str, Any], setting: dict[str, Any], meter: PhaseMeter) -> PPOModule:

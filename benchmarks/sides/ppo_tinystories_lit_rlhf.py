@@ -21,7 +21,7 @@ from lit_rlhf import BackboneConfig, LoraOptions, PPOModule
 from lit_rlhf.models.options import CriticOptions
 from lit_rlhf.rewards import FunctionReward, WeightedReward
 from lit_rlhf.rollout.options import AdvantageOptions, ClipOptions, KLOptions, ScoreOptions, UpdateOptions
-from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.rollout.sampling.request import SamplingOptions
 
 Plan = dict[str, Any]
 

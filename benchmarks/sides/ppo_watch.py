@@ -16,8 +16,8 @@ import lit_rlhf
 from datamodules import PromptDataModule
 from lit_rlhf import PPOModule
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.rollout.cached_sampler import CachedSampler
-from lit_rlhf.rollout.sampling import SamplingRequest
+from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
+from lit_rlhf.rollout.sampling.request import SamplingRequest
 from lit_rlhf.types import Rollouts
 
 VERSIONS = {package.__name__: package.__version__ for package in (lit_rlhf, lightning, transformers, peft, torch)}

@@ -47,7 +47,7 @@ from lit_rlhf.rollout.learning import TokenLosses
 from lit_rlhf.rollout.measuring import PolicyMeasures
 from lit_rlhf.rollout.options import KLOptions, ScoreOptions, UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, packed_values
-from lit_rlhf.rollout.sampling import Sampler, SamplingOptions
+from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.schedules import WarmupDecay, optimization
 from lit_rlhf.types import Forest, PromptBatch, Rollouts
 
@@ -82,7 +82,7 @@ class OnlineDPOModule(LightningModule):
             model, or a Backbone).
         rewards: what scores responses, summed by weight.
         sampling: how responses are drawn; at least two to each prompt.
-        sampler: draws them; None = :class:`lit_rlhf.rollout.cached_sampler.CachedSampler`.
+        sampler: draws them; None = :class:`lit_rlhf.rollout.sampling.cached_sampler.CachedSampler`.
         losses: parts of the loss, summed by weight; None = plain DPO (the sigmoid loss).
         beta: strength of the pull to the reference, 0.1-0.5 usual; towards 0 the reference is ignored. None = each
             loss's own default.
@@ -200,15 +200,15 @@ class OnlineDPOModule(LightningModule):
 
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
         """Responses to held-out prompts, with their scores and divergences."""
-        return self.iterations.answer(self.model, batch, batch_idx)
+        return self.iterations.answer(self.model, batch)
 
     def test_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
         """Responses to test prompts, with their scores and divergences."""
-        return self.iterations.answer(self.model, batch, batch_idx)
+        return self.iterations.answer(self.model, batch)
 
     def predict_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One row per response: prompt, response, score, its parts, divergence and length."""
-        return self.iterations.answer(self.model, batch, batch_idx)
+        return self.iterations.answer(self.model, batch)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer over what is trained, one schedule stepped with each iteration."""

@@ -52,7 +52,7 @@ from lit_rlhf.rollout.learning import TokenLosses
 from lit_rlhf.rollout.measuring import measure, whitened_over_ranks
 from lit_rlhf.rollout.options import AdvantageOptions, ClipOptions, KLOptions, ScoreOptions, UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, packed_values
-from lit_rlhf.rollout.sampling import Sampler, SamplingOptions
+from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.schedules import ParameterGroup, WarmupDecay, optimization
 from lit_rlhf.types import Forest, Instructions
 
@@ -76,7 +76,7 @@ class PPOModule(LightningModule):
         rewards: what scores responses, summed by weight.
         critic: where values come from.
         sampling: how responses are drawn.
-        sampler: draws them; None = :class:`lit_rlhf.rollout.cached_sampler.CachedSampler`.
+        sampler: draws them; None = :class:`lit_rlhf.rollout.sampling.cached_sampler.CachedSampler`.
         kl: how the policy is held to its reference.
         scores: what becomes of scores before they are learnt from.
         advantages: how rewards become advantages.
@@ -120,6 +120,8 @@ class PPOModule(LightningModule):
         super().__init__()
         if ptx_coef < 0:
             raise ValueError(f"ptx_coef is {ptx_coef}; it is not negative, and 0 imitates no texts")
+        if min(vf_coef, entropy_coef) < 0.0:
+            raise ValueError(f"vf_coef is {vf_coef} and entropy_coef is {entropy_coef}; neither is negative")
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds what was trained, not the frozen base
         self.backbone: BackboneConfig | Backbone | PreTrainedModel | PeftModel
@@ -240,15 +242,15 @@ class PPOModule(LightningModule):
 
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
         """Responses to held-out prompts, with their scores and divergences."""
-        return self.iterations.answer(self.model.backbone, batch, batch_idx)
+        return self.iterations.answer(self.model.backbone, batch)
 
     def test_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
         """Responses to test prompts, with their scores and divergences."""
-        return self.iterations.answer(self.model.backbone, batch, batch_idx)
+        return self.iterations.answer(self.model.backbone, batch)
 
     def predict_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One row per response: prompt, response, score, its parts, divergence and length."""
-        return self.iterations.answer(self.model.backbone, batch, batch_idx)
+        return self.iterations.answer(self.model.backbone, batch)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer with a group for the policy and one for the critic, and one schedule."""

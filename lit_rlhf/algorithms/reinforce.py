@@ -48,7 +48,7 @@ from lit_rlhf.rollout.experience import PolicyExperience
 from lit_rlhf.rollout.iterations import POLICY_METRICS, Iterations, RolloutBatch, prompts_alone
 from lit_rlhf.rollout.measuring import whitened_over_ranks
 from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, UpdateOptions
-from lit_rlhf.rollout.sampling import Sampler, SamplingOptions
+from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.schedules import WarmupDecay, optimization
 from lit_rlhf.types import Forest, PromptBatch
 
@@ -67,7 +67,7 @@ class REINFORCEModule(LightningModule):
             model, or a Backbone).
         rewards: what scores responses, summed by weight.
         sampling: how responses are drawn; one to each prompt is enough.
-        sampler: draws them; None = :class:`lit_rlhf.rollout.cached_sampler.CachedSampler`.
+        sampler: draws them; None = :class:`lit_rlhf.rollout.sampling.cached_sampler.CachedSampler`.
         kl: how the policy is held to its reference: by ``coef`` in the reward of each token, by ``loss_coef`` in the
             loss, or both.
         scores: what becomes of scores before they are learnt from.
@@ -186,15 +186,15 @@ class REINFORCEModule(LightningModule):
 
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
         """Responses to held-out prompts, with their scores and divergences."""
-        return self.iterations.answer(self.model, batch, batch_idx)
+        return self.iterations.answer(self.model, batch)
 
     def test_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
         """Responses to test prompts, with their scores and divergences."""
-        return self.iterations.answer(self.model, batch, batch_idx)
+        return self.iterations.answer(self.model, batch)
 
     def predict_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One row per response: prompt, response, score, its parts, divergence and length."""
-        return self.iterations.answer(self.model, batch, batch_idx)
+        return self.iterations.answer(self.model, batch)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer over what is trained, one schedule stepped with each iteration."""

@@ -47,7 +47,7 @@ from lit_rlhf.rollout.learning import TokenLosses
 from lit_rlhf.rollout.measuring import PolicyMeasures
 from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, packed_values, response_sums
-from lit_rlhf.rollout.sampling import Sampler, SamplingOptions
+from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.schedules import WarmupDecay, optimization
 from lit_rlhf.types import Forest, PromptBatch, Rollouts
 
@@ -66,7 +66,7 @@ class RLOOModule(LightningModule):
             model, or a Backbone).
         rewards: what scores responses, summed by weight.
         sampling: how responses are drawn; at least two to each prompt.
-        sampler: draws them; None = :class:`lit_rlhf.rollout.cached_sampler.CachedSampler`.
+        sampler: draws them; None = :class:`lit_rlhf.rollout.sampling.cached_sampler.CachedSampler`.
         kl: how the policy is held to its reference: ``coef`` is the paper's beta.
         scores: what becomes of scores before they are learnt from.
         clipping: how far an iteration of several steps may move the probability of a whole response; there are no
@@ -190,15 +190,15 @@ class RLOOModule(LightningModule):
 
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
         """Responses to held-out prompts, with their scores and divergences."""
-        return self.iterations.answer(self.model, batch, batch_idx)
+        return self.iterations.answer(self.model, batch)
 
     def test_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
         """Responses to test prompts, with their scores and divergences."""
-        return self.iterations.answer(self.model, batch, batch_idx)
+        return self.iterations.answer(self.model, batch)
 
     def predict_step(self, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One row per response: prompt, response, score, its parts, divergence and length."""
-        return self.iterations.answer(self.model, batch, batch_idx)
+        return self.iterations.answer(self.model, batch)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer over what is trained, one schedule stepped with each iteration."""

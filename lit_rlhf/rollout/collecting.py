@@ -19,7 +19,7 @@ from lit_rlhf.rewards.reward import Sample
 from lit_rlhf.rewards.samples import samples_of
 from lit_rlhf.rewards.scores import WeightedReward, attach_rewards, reward_names, score_samples
 from lit_rlhf.rollout.drawing import draw
-from lit_rlhf.rollout.sampling import Sampler, SamplingOptions
+from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.types import Prompt, Rollouts
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.rollout.sampling import Sampler, SamplingOptions, SamplingRequest
+from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions, SamplingRequest
 from lit_rlhf.types import Prompt, Rollouts
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_rlhf.ranks import gather_rows
 from lit_rlhf.rollout.options import UpdateOptions
-from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.rollout.sampling.request import SamplingOptions
 from lit_rlhf.types import Rollouts
 
 

@@ -30,14 +30,14 @@ from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.heads.float32 import without_cast
 from lit_rlhf.models.tokenizers import policy_tokenizer
 from lit_rlhf.rewards.scores import WeightedReward
-from lit_rlhf.rollout.cached_sampler import CachedSampler
 from lit_rlhf.rollout.collecting import Collector, ScoredRollouts, response_rows, watched_responses
 from lit_rlhf.rollout.experience import PolicyExperience
 from lit_rlhf.rollout.learning import Learnt, TokenLosses, learn
 from lit_rlhf.rollout.measuring import PolicyMeasures, measure_policy
 from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, packed_values
-from lit_rlhf.rollout.sampling import Sampler, SamplingOptions
+from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
+from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.rollout.shaping import ScoreShaper
 from lit_rlhf.types import InstructionBatch, Instructions, PromptAndTextBatch, PromptBatch, Rollouts
 
@@ -61,7 +61,7 @@ class Iterations(nn.Module):
     Args:
         rewards: judge responses, in a weighted sum.
         sampling: how responses are drawn.
-        sampler: draws them; None = :class:`lit_rlhf.rollout.cached_sampler.CachedSampler`.
+        sampler: draws them; None = :class:`lit_rlhf.rollout.sampling.cached_sampler.CachedSampler`.
         kl: how the policy is held to its reference.
         scores: what becomes of scores before they are learnt from.
         updates: how often and in what portions responses are learnt from.
@@ -93,6 +93,11 @@ class Iterations(nn.Module):
         super().__init__()
         if sampling.temperature <= 0.0:
             raise ValueError("sampling.temperature is 0, so nothing would be tried out; it must be above 0, 1 usual")
+        if scores.overlong_buffer > sampling.max_new_tokens:
+            raise ValueError(
+                f"scores.overlong_buffer is {scores.overlong_buffer}, and responses are cut at "
+                f"sampling.max_new_tokens={sampling.max_new_tokens}; it is at most that"
+            )
         self.kl, self.scores, self.updates, self.seed = kl, scores, updates, seed
         self.phases = Phases()
         self.collector = Collector(sampler or CachedSampler(), sampling, rewards, seed, self.phases)
@@ -266,7 +271,13 @@ class Iterations(nn.Module):
         per: Literal["token", "response"] = "token",
         together: int = 1,
     ) -> Learnt:
-        """Pass over the responses, minibatch by minibatch; the arguments are those of :func:`learn`."""
+        """Pass over the responses, minibatch by minibatch; the arguments are those of :func:`learn`.
+
+        Raises:
+            ValueError: under a precision that scales the loss, for gradients would be clipped before that is undone.
+        """
+        if module.trainer.precision == "16-mixed":
+            raise ValueError("trainer.precision is '16-mixed', which needs a scaled loss; take 'bf16-mixed'")
         mask = rollouts.response_mask
         with self.phases("update"):
             return learn(
@@ -310,19 +321,18 @@ class Iterations(nn.Module):
         cast(Any, module.lr_schedulers()).step()
         self.number += 1
 
-    def answer(self, backbone: Backbone, batch: RolloutBatch, batch_idx: int) -> list[dict[str, Any]]:
+    def answer(self, backbone: Backbone, batch: RolloutBatch) -> list[dict[str, Any]]:
         """Answer prompts that are not learnt from, once each, with the same random numbers each time.
 
         Args:
             backbone: of policy and reference.
-            batch: of held-out prompts.
-            batch_idx: of the batch.
+            batch: of held-out prompts. What a row is answered does not depend on the rows beside it.
 
         Returns:
             One row per response: prompt, response, score, rewards, kl, length and finished.
         """
         sampling = replace(self.sampling, num_responses=1)
-        scored = self.collector(backbone, prompts_of(batch).prompts, f"held-out {batch_idx}", sampling)
+        scored = self.collector(backbone, prompts_of(batch).prompts, "held-out", sampling)
         measures = self.measure(backbone, scored.rollouts)
         mask = scored.rollouts.response_mask
         kl = of_tokens(kl_k1, measures.logprobs, measures.ref_logprobs)

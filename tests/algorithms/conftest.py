@@ -19,7 +19,7 @@ from lit_rlhf.algorithms.ppo import PPOModule
 from lit_rlhf.algorithms.reward import RewardModule
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
 from lit_rlhf.rewards import FunctionReward, WeightedReward
-from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.rollout.sampling.request import SamplingOptions
 from lit_rlhf.types import Prompt, PromptBatch
 
 

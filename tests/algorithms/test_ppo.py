@@ -12,8 +12,8 @@ from torch.nn.functional import log_softmax
 from lit_rlhf.algorithms.ppo import PPOModule
 from lit_rlhf.models.options import BackboneConfig, CriticOptions, LoraOptions
 from lit_rlhf.rewards import FunctionReward, ModelReward, WeightedReward
-from lit_rlhf.rollout.cached_sampler import CachedSampler
 from lit_rlhf.rollout.options import AdvantageOptions, ClipOptions, KLOptions, ScoreOptions, UpdateOptions
+from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
 
 ONE_STEP = UpdateOptions(num_epochs=1, num_minibatches=1, max_grad_norm=0.0)
 PLAIN = {"updates": ONE_STEP, "critic": CriticOptions(lr_factor=1.0), "lora": {"init": "gaussian"}}
@@ -399,3 +399,31 @@ def test_a_model_that_you_made_yourself(make_policy, make_prompts, fit, tiny_lla
     with pytest.warns(UserWarning, match="had dropout, which is off now"):
         trainer = fit(module, make_prompts(4, 2))
     assert trainer.logger.column("rollout/kl")[0] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"vf_coef": -0.1}, {"entropy_coef": -0.1}, {"ptx_coef": -0.1}])
+def test_negative_weights_are_refused(make_policy, wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is -0.1"):
+        make_policy(**wrong)
+
+
+def test_a_buffer_longer_than_the_responses_is_refused(make_policy):
+    with pytest.raises(ValueError, match=r"scores\.overlong_buffer is 10.*max_new_tokens=9"):
+        make_policy(scores=ScoreOptions(overlong_buffer=10))
+
+
+def test_a_scaled_loss_is_refused(make_policy, make_prompts, fit, monkeypatch):
+    module = make_policy(updates=ONE_STEP)
+    monkeypatch.setattr("lightning.Trainer.precision", "16-mixed")
+    with pytest.raises(ValueError, match="take 'bf16-mixed'"):
+        fit(module, make_prompts(2, 2))
+
+
+def test_what_a_held_out_row_is_answered_does_not_depend_on_its_batch(
+    make_policy, make_prompts, make_trainer, make_loader
+):
+    whole, parts = (
+        [row for batch in make_trainer().predict(make_policy(), make_loader(make_prompts(4, size))) for row in batch]
+        for size in (4, 1)
+    )
+    assert [row["response"] for row in whole] == [row["response"] for row in parts]

@@ -1,7 +1,7 @@
 """Four iterations of PPO against numbers kept in tests/golden: a change that should not change numbers does not.
 
-The weights follow a formula, and responses follow their rows, so that no generator of random numbers has a say. To write
-the file anew, on purpose, run this test with LIT_RLHF_WRITE_GOLDEN=1 and say so in the changelog.
+The weights follow a formula, and responses follow their rows, so that no generator of random numbers has a say. To
+write the file anew, on purpose, run this test with LIT_RLHF_WRITE_GOLDEN=1 and say so in the changelog.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lit_rlhf.algorithms.ppo import PPOModule
 from lit_rlhf.models.options import CriticOptions
 from lit_rlhf.rewards import FunctionReward, WeightedReward
 from lit_rlhf.rollout.options import KLOptions
-from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.rollout.sampling.request import SamplingOptions
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ppo_trace.json"
 COLUMNS = (

@@ -9,8 +9,8 @@ import torch
 
 from lit_rlhf.algorithms.rloo import RLOOModule
 from lit_rlhf.rewards import FunctionReward, WeightedReward
-from lit_rlhf.rollout.cached_sampler import CachedSampler
 from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, UpdateOptions
+from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
 
 ONE_STEP = UpdateOptions(num_epochs=1, num_minibatches=1, max_grad_norm=0.0)
 ENDS = list(range(6, 60))  # so many ids end a response that lengths differ

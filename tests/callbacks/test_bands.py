@@ -13,7 +13,7 @@ from lit_rlhf.algorithms.dpo import DPOModule
 from lit_rlhf.callbacks.bands import DEFAULT_BANDS, Band, Limit, Series, as_state, from_state
 from lit_rlhf.models.options import CriticOptions
 from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, UpdateOptions
-from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.rollout.sampling.request import SamplingOptions
 
 
 def series(values):

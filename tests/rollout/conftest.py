@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lit_rlhf.models.building import build_backbone, build_policy
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
-from lit_rlhf.rollout.sampling import SamplingOptions, SamplingRequest
+from lit_rlhf.rollout.sampling.request import SamplingOptions, SamplingRequest
 from lit_rlhf.types import Forest, Prompt, Rollouts, Segment
 
 LENGTHS = (1, 40, 5, 12)

@@ -9,7 +9,7 @@ from lit_rlhf.metrics.phases import Phases
 from lit_rlhf.rewards import WeightedReward
 from lit_rlhf.rewards.reward import AttachedReward
 from lit_rlhf.rollout.collecting import Collector, response_rows, watched_responses
-from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.rollout.sampling.request import SamplingOptions
 
 
 def length(samples):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_rlhf.rollout.drawing import draw, no_rollouts, response_names, seed_of
-from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.rollout.sampling.request import SamplingOptions
 
 
 class Echo:

@@ -16,7 +16,7 @@ from lit_rlhf.rollout.groups import (
     without_spread,
 )
 from lit_rlhf.rollout.options import UpdateOptions
-from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.rollout.sampling.request import SamplingOptions
 from lit_rlhf.types import Prompt, Rollouts
 
 EVERYONE = torch.tensor([1.0, 3.0, 5.0, 5.0, 2.0, 8.0, 0.9, 0.9, 0.9])

@@ -12,7 +12,7 @@ from lit_rlhf.rewards import WeightedReward
 from lit_rlhf.rollout.iterations import Iterations, of_tokens, prompts_alone, prompts_of
 from lit_rlhf.rollout.learning import Learnt
 from lit_rlhf.rollout.options import KLOptions, ScoreOptions, UpdateOptions
-from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.rollout.sampling.request import SamplingOptions
 from lit_rlhf.types import InstructionBatch, PromptAndTextBatch, PromptBatch
 
 
@@ -188,7 +188,7 @@ def test_held_out_prompts_are_answered_once_and_alike_each_time(make_iterations,
     iterations, module, policy = make_iterations(), Module(), make_policy()
     sampler = iterations.collector.sampler
     sampler.rollouts = make_rollouts(repeats=1, garbage=True)
-    rows = [iterations.answer(policy, batch, 0) for _ in range(2)]
+    rows = [iterations.answer(policy, batch) for _ in range(2)]
     assert rows[0] == rows[1]
     first, again = sampler.requests
     assert first.seeds == again.seeds

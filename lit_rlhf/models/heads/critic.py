@@ -235,7 +235,9 @@ def _start(backbone: Backbone, options: CriticOptions, reward: RewardStart | Non
         return begins
     if is_named:
         raise ValueError(f"the critic cannot begin as critic.init_from '{begins.folder}': it {obstacle}")
-    rank_zero_info(f"critic: begins with values near 0, because the reward model '{begins.folder}' {obstacle}")
+    rank_zero_info(
+        f"critic: begins with values that mean nothing yet, because the reward model '{begins.folder}' {obstacle}"
+    )
     return None
 
 

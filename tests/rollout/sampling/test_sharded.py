@@ -11,8 +11,8 @@ from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from lit_rlhf.rollout.cached_sampler import CachedSampler
-from lit_rlhf.rollout.sharded import whole_weights
+from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
+from lit_rlhf.rollout.sampling.sharded import whole_weights
 
 RAGGED = ((1, 40, 5), (12,))  # lengths of the prompts of each rank
 LIMITS = (12, 3)  # most tokens of a response of each rank

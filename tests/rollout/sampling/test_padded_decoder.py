@@ -2,7 +2,7 @@
 
 import torch
 
-from lit_rlhf.rollout.padded_decoder import PaddedDecoder
+from lit_rlhf.rollout.sampling.padded_decoder import PaddedDecoder
 
 PROMPTS, OWNERS = ((5, 6, 7, 8, 9, 10), (11,), (12, 13, 14)), (0, 0, 1, 2)
 

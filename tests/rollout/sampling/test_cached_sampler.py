@@ -23,8 +23,8 @@ from transformers import (
 
 from lit_rlhf.models.building import wrap_model
 from lit_rlhf.models.layers.cached_attention import CachedRows
-from lit_rlhf.rollout import forest_decoder
-from lit_rlhf.rollout.cached_sampler import CachedSampler
+from lit_rlhf.rollout.sampling import forest_decoder
+from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
 
 SHAPE = {
     "vocab_size": 320,

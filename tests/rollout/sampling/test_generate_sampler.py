@@ -5,8 +5,8 @@ import torch
 
 from lit_rlhf.models.building import build_backbone
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
-from lit_rlhf.rollout.cached_sampler import CachedSampler
-from lit_rlhf.rollout.generate_sampler import GenerateSampler
+from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
+from lit_rlhf.rollout.sampling.generate_sampler import GenerateSampler
 
 
 @pytest.mark.parametrize("max_rows", [64, 3])

@@ -1,8 +1,8 @@
 """A sampler by transformers' own ``generate``, for models whose decoding only it knows.
 
-Slower than :class:`lit_rlhf.rollout.cached_sampler.CachedSampler`: a prompt is computed for each of its responses, and
-rows that ended are computed on until the last one ends. Its responses share one random state, so a response depends on
-what is drawn beside it: the seed of a batch is that of its first response.
+Slower than :class:`lit_rlhf.rollout.sampling.cached_sampler.CachedSampler`: a prompt is computed for each of its
+responses, and rows that ended are computed on until the last one ends. Its responses share one random state, so a
+response depends on what is drawn beside it: the seed of a batch is that of its first response.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.loading import evaluating
-from lit_rlhf.rollout.sampling import SamplingRequest, check_request
-from lit_rlhf.rollout.stopping import Stopping
+from lit_rlhf.rollout.sampling.request import SamplingRequest, check_request
+from lit_rlhf.rollout.sampling.stopping import Stopping
 from lit_rlhf.types import Forest, Rollouts, Segment
 
 
@@ -34,7 +34,7 @@ class GenerateSampler:
 
     @torch.no_grad()
     def __call__(self, backbone: Backbone, request: SamplingRequest) -> Rollouts:
-        """Draw one response per seed; see :class:`lit_rlhf.rollout.sampling.Sampler`.
+        """Draw one response per seed; see :class:`lit_rlhf.rollout.sampling.request.Sampler`.
 
         Raises:
             ValueError: if a prompt is empty, there is no stop token, or the number of seeds does not fit.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_rlhf.rollout.categorical import draw_tokens, uniforms
+from lit_rlhf.rollout.sampling.categorical import draw_tokens, uniforms
 
 LOGITS = torch.tensor([0.3, -1.0, 2.0, 0.0, -3.0, 1.1])
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_rlhf.rollout.stopping import Stopping
+from lit_rlhf.rollout.sampling.stopping import Stopping
 
 
 @pytest.fixture

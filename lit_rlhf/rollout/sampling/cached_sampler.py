@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.layers.lm_head import head_parameters
 from lit_rlhf.models.loading import evaluating
-from lit_rlhf.rollout.categorical import draw_tokens, uniforms
-from lit_rlhf.rollout.forest_decoder import ForestDecoder
-from lit_rlhf.rollout.padded_decoder import PaddedDecoder
-from lit_rlhf.rollout.sampling import SamplingRequest, check_request
-from lit_rlhf.rollout.sharded import whole_weights
-from lit_rlhf.rollout.stopping import Stopping
+from lit_rlhf.rollout.sampling.categorical import draw_tokens, uniforms
+from lit_rlhf.rollout.sampling.forest_decoder import ForestDecoder
+from lit_rlhf.rollout.sampling.padded_decoder import PaddedDecoder
+from lit_rlhf.rollout.sampling.request import SamplingRequest, check_request
+from lit_rlhf.rollout.sampling.sharded import whole_weights
+from lit_rlhf.rollout.sampling.stopping import Stopping
 from lit_rlhf.types import Rollouts
 
 
@@ -46,7 +46,7 @@ class CachedSampler:
 
     @torch.no_grad()
     def __call__(self, backbone: Backbone, request: SamplingRequest) -> Rollouts:
-        """Draw one response per seed; see :class:`lit_rlhf.rollout.sampling.Sampler`.
+        """Draw one response per seed; see :class:`lit_rlhf.rollout.sampling.request.Sampler`.
 
         Raises:
             ValueError: if a prompt is empty, there is no stop token, or the number of seeds does not fit.

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lit_rlhf.rollout import forest_decoder
-from lit_rlhf.rollout.forest_decoder import ForestDecoder
+from lit_rlhf.rollout.sampling import forest_decoder
+from lit_rlhf.rollout.sampling.forest_decoder import ForestDecoder
 
 PROMPTS, OWNERS = ((5, 6, 7, 8, 9, 10), (11,), (12, 13, 14)), (0, 0, 1, 2)
 STEPS = torch.tensor([[20, 21, 22, 23], [30, 31, 32, 33], [40, 41, 42, 43]])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_rlhf.rollout.sampling import SamplingOptions
+from lit_rlhf.rollout.sampling.request import SamplingOptions
 
 
 @pytest.mark.parametrize(
