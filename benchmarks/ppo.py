@@ -9,8 +9,9 @@ adapters. The model has random weights, but ends its responses at a mean length 
 responses of its own, so the table says how long they were, and what iterations cost: with few of them, luck with the
 lengths is in the tokens per second, and hardly in that.
 
-A pass is one minibatch, as by TRL's default, on both sides. TRL holds policy, critic and reward model each as a model of its own; its reference is the policy with the adapter off.
-Its careful user turns gradient checkpointing on, which the trainer's own switch does not.
+A pass is one minibatch, TRL's default, on both sides. TRL holds policy, critic and reward model each as a model of its
+own; its reference is the policy with the adapter off. Its careful user turns gradient checkpointing on, which the
+trainer's own switch does not.
 """
 
 from __future__ import annotations
