@@ -7,7 +7,7 @@ response depends on what is drawn beside it: the seed of a batch is that of its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -40,41 +40,65 @@ class GenerateSampler:
             ValueError: if a prompt is empty, there is no stop token, or the number of seeds does not fit.
             FloatingPointError: if log-probabilities are not finite, naming the prompt's address.
         """
-        check_request(request)
-        options, device = request.options, backbone.base.device
-        stops = [*request.stop_tokens, *options.stop_tokens]
-        stopping = Stopping(stops, options.stop_strings, request.tokenizer)
-        prompts = [prompt for prompt in request.prompts for _ in range(options.num_responses)]
-        responses: list[list[int]] = []
-        logprobs: list[float] = []
-        for start in range(0, len(prompts), self.max_rows):
-            tokens = [prompt.tokens for prompt in prompts[start : start + self.max_rows]]
-            drawn = backbone.generate(
-                tokens,
-                options.max_new_tokens,
-                stop_tokens=stops,
-                temperature=options.temperature,
-                seed=request.seeds[start],
+        options = request.options
+
+        def draw(prompts: list[Sequence[int]], seed: int) -> list[list[int]]:
+            stops = [*request.stop_tokens, *options.stop_tokens]
+            temperature = options.temperature
+            return backbone.generate(
+                prompts, options.max_new_tokens, stop_tokens=stops, temperature=temperature, seed=seed
             )
-            drawn = [response[: stopping.end(response) or len(response)] for response in drawn]
-            responses += drawn
-            logprobs += _logprobs(backbone, tokens, drawn, options.temperature or 1.0)
-        mask = torch.zeros(len(prompts), max(map(len, responses)), dtype=torch.bool, device=device)
-        for row, response in zip(mask, responses, strict=True):
-            row[: len(response)] = True
-        rollouts = Rollouts(
-            prompts=tuple(prompts),
-            groups=torch.arange(len(prompts), device=device) // options.num_responses,
-            tokens=torch.zeros(mask.shape, dtype=torch.int64, device=device),
-            response_mask=mask,
-            logprobs=torch.zeros(mask.shape, device=device),
-            finished=torch.tensor([stopping.end(response) is not None for response in responses], device=device),
-        )
-        rollouts.tokens[mask] = torch.tensor([token for response in responses for token in response], device=device)
-        rollouts.logprobs[mask] = torch.tensor(logprobs, device=device)
-        for row in (~rollouts.logprobs.isfinite()).any(1).nonzero()[:1, 0].tolist():
-            raise FloatingPointError(f"{prompts[row].row}: the log-probabilities of the response are not finite")
-        return rollouts
+
+        return rollouts_by(draw, backbone, request, self.max_rows)
+
+
+def rollouts_by(
+    draw: Callable[[list[Sequence[int]], int], list[list[int]]],
+    backbone: Backbone,
+    request: SamplingRequest,
+    max_rows: int,
+) -> Rollouts:
+    """Rollouts that something else draws: cut where they end, with the log-probabilities that the trainer gives them.
+
+    Args:
+        draw: gives a response to each of some prompts, from one seed.
+        backbone: the policy.
+        request: what is wanted.
+        max_rows: most responses that are drawn at once.
+
+    Raises:
+        ValueError: if a prompt is empty, there is no stop token, or the number of seeds does not fit.
+        FloatingPointError: if log-probabilities are not finite, naming the prompt's address.
+    """
+    check_request(request)
+    options, device = request.options, backbone.base.device
+    stopping = Stopping([*request.stop_tokens, *options.stop_tokens], options.stop_strings, request.tokenizer)
+    prompts = [prompt for prompt in request.prompts for _ in range(options.num_responses)]
+    responses: list[list[int]] = []
+    logprobs: list[float] = []
+    for start in range(0, len(prompts), max_rows):
+        tokens = [prompt.tokens for prompt in prompts[start : start + max_rows]]
+        drawn = [
+            response[: stopping.end(response) or len(response)] for response in draw([*tokens], request.seeds[start])
+        ]
+        responses += drawn
+        logprobs += _logprobs(backbone, tokens, drawn, options.temperature or 1.0)
+    mask = torch.zeros(len(prompts), max(map(len, responses)), dtype=torch.bool, device=device)
+    for row, response in zip(mask, responses, strict=True):
+        row[: len(response)] = True
+    rollouts = Rollouts(
+        prompts=tuple(prompts),
+        groups=torch.arange(len(prompts), device=device) // options.num_responses,
+        tokens=torch.zeros(mask.shape, dtype=torch.int64, device=device),
+        response_mask=mask,
+        logprobs=torch.zeros(mask.shape, device=device),
+        finished=torch.tensor([stopping.end(response) is not None for response in responses], device=device),
+    )
+    rollouts.tokens[mask] = torch.tensor([token for response in responses for token in response], device=device)
+    rollouts.logprobs[mask] = torch.tensor(logprobs, device=device)
+    for row in (~rollouts.logprobs.isfinite()).any(1).nonzero()[:1, 0].tolist():
+        raise FloatingPointError(f"{prompts[row].row}: the log-probabilities of the response are not finite")
+    return rollouts
 
 
 def _logprobs(
