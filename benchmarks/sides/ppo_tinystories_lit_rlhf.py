@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from ppo_meter import PhaseMeter
 from ppo_stories import REWARDS, read_prompts
 from ppo_watch import VERSIONS, CountedSampler, Watch, train
@@ -46,15 +45,6 @@ def make(plan: Plan, meter: PhaseMeter) -> PPOModule:
     )
 
 
-class BeginAtNought(Callback):
-    """Lets the critic expect nothing at first, as on the other side: the rewards are small."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The models are made."""
-        for parameter in pl_module.model.v_head.parameters():
-            torch.nn.init.zeros_(parameter)
-
-
 def main() -> None:
     """Train one run of a plan, and keep the policy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -76,7 +66,7 @@ def main() -> None:
     )
     module = make(plan, meter)
     run = {"device": "cpu", "dtype": "float32", "scratch": plan["scratch"], "steps": plan["steps"]}
-    train(module, data, [watch, BeginAtNought()], **run)
+    train(module, data, [watch], **run)
     measured = meter.result()
     module.model.backbone.save(plan["policy"])
     options.out.write_text(json.dumps({**measured, "course": watch.course, "versions": VERSIONS}))

@@ -122,7 +122,7 @@ class CriticOptions:
             with a value head on it, one pass for both; the value loss then moves the policy, too. "model": a model of
             its own, for a policy whose weights are all trained, or where memory is plenty.
         init_from: folder or hub name of a reward model whose adapter (or weights) and head the critic begins as.
-            "reward" takes the first reward model among the rewards; "fresh" begins with values that mean nothing yet.
+            "reward" takes the first reward model among the rewards; "fresh" begins with values of 0.
         lr_factor: learning rate of the critic's weights, in learning rates of the policy; 10 usual with adapters.
         warmup_iterations: iterations at the beginning in which only the critic learns.
     """

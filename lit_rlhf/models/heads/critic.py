@@ -8,7 +8,6 @@ Shape letters: N scored tokens, H hidden size.
 
 from __future__ import annotations
 
-import math
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -202,7 +201,9 @@ def add_critic(
     elif options.kind == "adapter":
         _add_adapter(backbone, start)
     shape = (trunk or backbone).base.config
-    head = ValueHead(shape, 0.0, "normal", 1.0 / math.sqrt(hidden_size(shape) + 1))
+    head = ValueHead(shape, summary_dropout_prob=0.0)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)  # random values of the size of the scores would hold the policy up for iterations
     if begins is not None and start is not None:
         _begin_head(head, start, begins)
         rank_zero_info(f"critic: begins as the reward model '{begins.folder}'")
@@ -235,9 +236,7 @@ def _start(backbone: Backbone, options: CriticOptions, reward: RewardStart | Non
         return begins
     if is_named:
         raise ValueError(f"the critic cannot begin as critic.init_from '{begins.folder}': it {obstacle}")
-    rank_zero_info(
-        f"critic: begins with values that mean nothing yet, because the reward model '{begins.folder}' {obstacle}"
-    )
+    rank_zero_info(f"critic: begins with values of 0, because the reward model '{begins.folder}' {obstacle}")
     return None
 
 
