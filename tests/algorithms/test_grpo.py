@@ -161,3 +161,29 @@ def test_vowels_are_learnt(make_policy, make_prompts, fit):
     module = make_policy(GRPOModule, rewarded(share_of_vowels), {"num_responses": 8}, **options)
     scores = fit(module, make_prompts(80, 4)).logger.column("rollout/score")
     assert sum(scores[-3:]) / 3 - sum(scores[:3]) / 3 > 0.2
+
+
+def test_the_entropy_bonus_keeps_entropy_up(make_policy, make_prompts, fit):
+    """Where all responses score alike the bonus alone has a gradient; with its sign turned entropy would collapse."""
+
+    def entropies(coefficient):
+        module = make_policy(
+            kind=GRPOModule,
+            rewards=[WeightedReward(FunctionReward(alike))],
+            kl=KLOptions(coef=0.0, loss_coef=0.0),
+            sampling={"num_responses": 2},
+            optimizer=torch.optim.AdamW,
+            lr=2e-2,
+            lora={"enabled": False},
+        )
+        module.entropy_coef = coefficient
+        return fit(module, make_prompts(32, 4)).logger.column("rollout/entropy")
+
+    up, down = entropies(1.0), entropies(-1.0)
+    assert up[0] == down[0]
+    assert up[-1] > up[0] - 0.02
+    assert down[-1] < up[-1] - 0.3
+
+
+def alike(response):
+    return 0.0

@@ -41,21 +41,22 @@ def slow_rows(module, rollouts):
 
         def chosen(role, row=row, response=response, first=first):
             with module.model.backbone.role(role):
-                logits = base(input_ids=row).logits[0, first:-1] / module.temperature
-            return log_softmax(logits, -1)[torch.arange(len(response)), response]
+                known = log_softmax(base(input_ids=row).logits[0, first:-1] / module.temperature, -1)
+            return known[torch.arange(len(response)), response], -(known.exp() * known).sum(-1)
 
         with module.model.backbone.role("critic"):
             states = base.get_decoder()(input_ids=row).last_hidden_state[0, first:-1]
         with torch.no_grad():
-            reference = chosen("reference")
-        found.append((chosen("policy"), reference, (states @ head.weight[0]) + head.bias[0]))
+            reference, _ = chosen("reference")
+        policy, entropy = chosen("policy")
+        found.append((policy, reference, (states @ head.weight[0]) + head.bias[0], entropy))
     return found
 
 
 def slow_targets(rows, scores, kl_coef, gamma, lam):
     """Whitened advantages and returns of each response, by loops."""
     advantages, returns = [], []
-    for (logprobs, reference, values), score in zip(rows, scores, strict=True):
+    for (logprobs, reference, values, _), score in zip(rows, scores, strict=True):
         rewards = [-kl_coef * float(p - q) for p, q in zip(logprobs, reference, strict=True)]
         rewards[-1] += score
         known, result, later = [*values.tolist(), 0.0], [0.0] * len(rewards), 0.0
@@ -72,8 +73,9 @@ def slow_targets(rows, scores, kl_coef, gamma, lam):
 
 def test_one_iteration_by_an_independent_slow_computation(make_policy, make_prompts, fit):
     """At the first update ratios are 1 and nothing is clipped: the losses are -A and (V - R)^2 / 2, per token."""
-    kl, lr, vf_coef = KLOptions(coef=0.3), 0.5, 0.7
+    kl, lr, vf_coef, entropy_coef = KLOptions(coef=0.3, loss_coef=0.4), 0.5, 0.7, 0.2
     options = {**PLAIN, "kl": kl, "lr": lr, "vf_coef": vf_coef, "sampling": {"temperature": 0.7}}
+    options["entropy_coef"] = entropy_coef
     options["advantages"] = AdvantageOptions(gamma=0.9, gae_lambda=0.8)
     (batch,) = make_prompts(5, 5)
     module = started(make_policy, **options)
@@ -90,10 +92,12 @@ def test_one_iteration_by_an_independent_slow_computation(make_policy, make_prom
     advantages, returns = slow_targets(detached, shaped, kl.coef, 0.9, 0.8)
     num_tokens = sum(map(len, advantages))
     loss = 0.0
-    for (logprobs, _, values), a, r in zip(rows, advantages, returns, strict=True):
+    for (logprobs, reference, values, entropy), a, r in zip(rows, advantages, returns, strict=True):
         ratios = (logprobs - logprobs.detach()).exp()
         loss = loss - (ratios * torch.tensor(a)).sum() / num_tokens
         loss = loss + vf_coef * 0.5 * (values - torch.tensor(r)).square().sum() / num_tokens
+        loss = loss + kl.loss_coef * 0.5 * (logprobs - reference).square().sum() / num_tokens
+        loss = loss - entropy_coef * entropy.sum() / num_tokens
     trained = [parameter for parameter in module.model.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(loss, trained)
     expected = [p.detach() - lr * g for p, g in zip(trained, gradients, strict=True)]
@@ -103,7 +107,7 @@ def test_one_iteration_by_an_independent_slow_computation(make_policy, make_prom
     norm = torch.stack([g.norm() for g in gradients]).norm()
     assert trainer.logger.column("train/grad_norm")[0] == pytest.approx(float(norm), rel=1e-4)
     found = {name: trainer.logger.column(name)[0] for name in trainer.logger.rows[0] if name != "step"}
-    summed = [float((p - q).sum()) for p, q, _ in detached]
+    summed = [float((p - q).sum()) for p, q, *_ in detached]
     assert found["rollout/kl"] == pytest.approx(sum(summed) / len(summed), abs=1e-4)
     assert found["rollout/score"] == pytest.approx(float(scored.scores.mean()), abs=1e-6)
     assert found["rollout/length"] == pytest.approx(num_tokens / 5)
