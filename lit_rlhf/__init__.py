@@ -22,6 +22,7 @@ _PUBLIC = {
     "RewardModel": "lit_rlhf.models.heads.reward_model",
     "RewardModule": "lit_rlhf.algorithms.reward",
     "RewardTerm": "lit_rlhf.losses.reward_terms",
+    "SFTModule": "lit_rlhf.algorithms.sft",
     "ValueHead": "lit_rlhf.models.heads.value_head",
     "load_reward_model": "lit_rlhf.models.heads.reward_model",
 }
@@ -41,6 +42,7 @@ __all__ = [
     "RewardModel",
     "RewardModule",
     "RewardTerm",
+    "SFTModule",
     "ValueHead",
     "__version__",
     "load_reward_model",

@@ -13,7 +13,16 @@ from lightning.pytorch.loggers.logger import Logger
 from torch.nn.functional import log_softmax
 from torch.utils.data import DataLoader
 
-from datamodules.packing import TokenPair, TokenResponse, TokenTree, pack_graded, pack_pairs, pack_steps
+from datamodules.packing import (
+    TokenPair,
+    TokenResponse,
+    TokenSequence,
+    TokenTree,
+    pack_graded,
+    pack_pairs,
+    pack_sequences,
+    pack_steps,
+)
 from lit_rlhf.algorithms.dpo import DPOModule
 from lit_rlhf.algorithms.ppo import PPOModule
 from lit_rlhf.algorithms.reward import RewardModule
@@ -74,6 +83,29 @@ def make_batches(make_pairs):
     def make(number, size, token_budget=10**6):
         pairs = make_pairs(number)
         return [pack_pairs(pairs[at : at + size], token_budget) for at in range(0, number, size)]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_texts():
+    """Ragged texts of two sources, some with two trained turns; a text's number fixes it."""
+
+    def text(row):
+        spans = [(2 + row * 5 % 9, False), (1 + row * 3 % 8, True), (row % 3, False), (row % 3 and 1 + row % 5, True)]
+        scored = [flag for length, flag in spans for _ in range(length)]
+        return TokenSequence(tokens(len(scored), row), scored, f"train:{row + 1}", ("train", "other")[row % 2])
+
+    return lambda number: [text(row) for row in range(number)]
+
+
+@pytest.fixture(scope="session")
+def make_text_batches(make_texts):
+    """Batches of ``size`` texts out of ``number``, packed to a token budget."""
+
+    def make(number, size, token_budget=10**6):
+        texts = make_texts(number)
+        return [pack_sequences(texts[at : at + size], token_budget) for at in range(0, number, size)]
 
     return make
 

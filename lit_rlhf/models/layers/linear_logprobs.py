@@ -76,11 +76,16 @@ class TokenLogprobs(NamedTuple):
             asked for at all.
         log_sum_squares: (N,) log of the sum of squared probabilities (the expected probability of a sample, which
             WPO divides by), detached; empty where not asked for.
+        is_likeliest: (N,) bool, True = no other word has a larger logit.
+        leads: (N,) logit of the token minus the mean of all logits, which label smoothing needs. Carries the gradient;
+            empty where not asked for.
     """
 
     logprobs: Tensor
     entropy: Tensor
     log_sum_squares: Tensor
+    is_likeliest: Tensor
+    leads: Tensor
 
 
 def linear_logprobs(
@@ -92,6 +97,7 @@ def linear_logprobs(
     transform: LogitTransform | None = None,
     with_entropy: bool = False,
     with_log_sum_squares: bool = False,
+    with_leads: bool = False,
     entropy_gradient: bool = False,
 ) -> TokenLogprobs:
     """Log-probabilities of ``targets`` under the language-model head.
@@ -104,10 +110,11 @@ def linear_logprobs(
         transform: what the model does to its logits besides.
         with_entropy: also return entropies.
         with_log_sum_squares: also return the logs of the sums of squared probabilities.
+        with_leads: also return by how much each token's logit exceeds the mean of all.
         entropy_gradient: also return entropies, which carry their gradient, as an entropy bonus needs them.
 
     Raises:
-        ValueError: if the shapes do not belong together.
+        ValueError: if the shapes do not belong together, or leads are asked of logits with a softcap.
 
     Example:
         >>> out = linear_logprobs(torch.zeros(1, 3), torch.zeros(4, 3), torch.tensor([2]))
@@ -121,9 +128,26 @@ def linear_logprobs(
         )
     with_entropy = with_entropy or entropy_gradient
     asked = _Asked(transform or LogitTransform(), with_entropy, with_log_sum_squares, entropy_gradient)
-    logprobs, entropy, log_sum_squares = _LinearLogprobs.apply(hidden, weight, bias, targets, asked)
+    logprobs, entropy, log_sum_squares, is_likeliest = _LinearLogprobs.apply(hidden, weight, bias, targets, asked)
     none = logprobs.new_empty(0)
-    return TokenLogprobs(logprobs, entropy if with_entropy else none, log_sum_squares if with_log_sum_squares else none)
+    return TokenLogprobs(
+        logprobs,
+        entropy if with_entropy else none,
+        log_sum_squares if with_log_sum_squares else none,
+        is_likeliest.bool(),
+        _leads(hidden, weight, targets, bias, asked.transform) if with_leads else none,
+    )
+
+
+def _leads(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, transform: LogitTransform) -> Tensor:
+    """(N,) logit of each target minus the mean of all V logits, which is the logit of the mean row of the head."""
+    if transform.softcap:
+        raise ValueError("label smoothing needs the mean of the logits, which a model with a softcap does not give")
+    rows = weight[targets].float() - weight.mean(0, dtype=torch.float32)
+    leads = torch.linalg.vecdot(hidden.float(), rows)
+    if bias is not None:
+        leads = leads + bias[targets].float() - bias.float().mean()
+    return leads * (transform.scale / transform.temperature)
 
 
 class _Asked(NamedTuple):
@@ -139,11 +163,11 @@ class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, asked: _Asked
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         needs_hidden, needs_weight = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
         num_gradients = (1 + asked.entropy_gradient) if needs_hidden and not needs_weight else 0
         unit_gradients = [torch.empty_like(hidden) for _ in range(num_gradients)]
-        columns = torch.empty(4, hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        columns = torch.empty(5, hidden.shape[0], dtype=torch.float32, device=hidden.device)
         row_tiles, column_tiles = _tiles(hidden, weight)
         for rows in row_tiles:
             sums = _Sums(hidden[rows], targets[rows], asked, num_gradients)
@@ -152,14 +176,14 @@ class _LinearLogprobs(torch.autograd.Function):
             columns[:, rows] = sums.columns()
             for unit_gradient, gradient in zip(unit_gradients, sums.unit_gradients(weight), strict=True):
                 unit_gradient[rows] = gradient.to(hidden.dtype)
-        logprobs, entropy, log_sum_squares, log_norm = columns.unbind()
-        ctx.mark_non_differentiable(*([] if asked.entropy_gradient else [entropy]), log_sum_squares)
+        logprobs, entropy, log_sum_squares, log_norm, is_likeliest = columns.unbind()
+        ctx.mark_non_differentiable(*([] if asked.entropy_gradient else [entropy]), log_sum_squares, is_likeliest)
         ctx.asked, ctx.is_head_trained = asked, needs_weight
         if needs_weight:
             ctx.save_for_backward(hidden, weight, bias, targets, log_norm, entropy)
         else:
             ctx.save_for_backward(*unit_gradients)
-        return logprobs, entropy, log_sum_squares
+        return logprobs, entropy, log_sum_squares, is_likeliest
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -217,12 +241,13 @@ class _Sums:
         pull.mul_(shrink).add_(terms.to(weight.dtype) @ weight)
 
     def columns(self) -> Tensor:
-        """(4, C) log-probability of the target, entropy, log of the sum of squared probabilities, log of the norm."""
+        """(5, C) log-probability, entropy, log of the sum of squared probabilities, log of the norm, is likeliest."""
         own, total = self._own_and_total()
         log_total = total.log()
         log_sum_squares = (self.squares + own**2).log() - 2.0 * log_total
         entropy = log_total - self._mean_depth()
-        return torch.stack([self.target - self.peak - log_total, entropy, log_sum_squares, self.peak + log_total])
+        logprob, is_likeliest = self.target - self.peak - log_total, (self.target >= self.peak).float()
+        return torch.stack([logprob, entropy, log_sum_squares, self.peak + log_total, is_likeliest])
 
     def unit_gradients(self, weight: Tensor) -> Iterator[Tensor]:
         """(C, H) float32 each, gradients with respect to the hidden state: of the log-probability, of the entropy."""
