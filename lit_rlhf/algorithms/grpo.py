@@ -42,10 +42,11 @@ from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.options import BackboneConfig
 from lit_rlhf.rewards.scores import WeightedReward
+from lit_rlhf.rollout.batches import RolloutBatch, prompts_alone
 from lit_rlhf.rollout.collecting import ScoredRollouts
 from lit_rlhf.rollout.experience import PolicyExperience
 from lit_rlhf.rollout.groups import advantages_over_ranks, require_groups, without_spread
-from lit_rlhf.rollout.iterations import POLICY_METRICS, Iterations, RolloutBatch, prompts_alone
+from lit_rlhf.rollout.iterations import POLICY_METRICS, Iterations
 from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, UpdateOptions
 from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.schedules import WarmupDecay, optimization
@@ -147,7 +148,7 @@ class GRPOModule(LightningModule):
     def _experience(self, scored: ScoredRollouts) -> PolicyExperience:
         """What is known of responses and their scores to what they teach: every token has its response's advantage."""
         rollouts = scored.rollouts
-        measures = self.iterations.measure(self.model, rollouts)
+        measures = self.iterations.measure(self.model, rollouts, entropy_gradient=self.entropy_coef > 0.0)
         scores = self.iterations.regularised_scores(scored, measures)
         of_responses = advantages_over_ranks(group_advantages, scores, rollouts.groups, scale=self.scale)  # eq. 1
         advantages = of_responses[:, None] * rollouts.response_mask

@@ -40,9 +40,10 @@ from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.options import BackboneConfig
 from lit_rlhf.rewards.scores import WeightedReward
+from lit_rlhf.rollout.batches import RolloutBatch, prompts_alone
 from lit_rlhf.rollout.collecting import ScoredRollouts
 from lit_rlhf.rollout.groups import best_and_worst, require_groups, require_whole_responses, select
-from lit_rlhf.rollout.iterations import Iterations, RolloutBatch, prompts_alone
+from lit_rlhf.rollout.iterations import Iterations
 from lit_rlhf.rollout.learning import TokenLosses
 from lit_rlhf.rollout.measuring import PolicyMeasures
 from lit_rlhf.rollout.options import KLOptions, ScoreOptions, UpdateOptions
@@ -151,7 +152,9 @@ class OnlineDPOModule(LightningModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Prompts -> responses -> scores -> the best and the worst to each prompt -> DPO's loss of these pairs."""
         scored = self.iterations.collect(self.model, prompts_alone(batch))
-        pairs = self._pairs(scored, self.iterations.measure(self.model, scored.rollouts))
+        with self.phases("score"):
+            measures = self.iterations.measurer.policy_and_reference(self.model, scored.rollouts)
+        pairs = self._pairs(scored, measures)
         losses_of = partial(self._losses, pairs=pairs)
         learnt = self.iterations.learn(self, pairs.rollouts, losses_of, per="response", together=2)
         self.iterations.end(self, learnt)

@@ -22,6 +22,7 @@ Where we depart, and why (docs/algorithms/ppo.md has the reasons at length):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -40,16 +41,17 @@ from lit_rlhf.losses.values import clipped_value_loss
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.building import build_policy
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
-from lit_rlhf.models.heads.critic import ActorCritic, add_critic
+from lit_rlhf.models.heads.critic import ActorCritic, PolicyValues, add_critic
 from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.options import BackboneConfig, CriticOptions
 from lit_rlhf.rewards.scores import WeightedReward
 from lit_rlhf.rewards.start import reward_start
+from lit_rlhf.rollout.averaging import whitened_over_ranks
+from lit_rlhf.rollout.batches import RolloutBatch, texts_of
 from lit_rlhf.rollout.collecting import ScoredRollouts
 from lit_rlhf.rollout.experience import Experience
-from lit_rlhf.rollout.iterations import Iterations, RolloutBatch, texts_of
+from lit_rlhf.rollout.iterations import Iterations
 from lit_rlhf.rollout.learning import TokenLosses
-from lit_rlhf.rollout.measuring import measure, whitened_over_ranks
 from lit_rlhf.rollout.options import AdvantageOptions, ClipOptions, KLOptions, ScoreOptions, UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, packed_values
 from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
@@ -134,7 +136,7 @@ class PPOModule(LightningModule):
         self.temperature = sampling.temperature
         self.optimizer, self.lr_scheduler, self.tokenizer = optimizer, lr_scheduler, tokenizer
         self.iterations = Iterations(rewards, sampling, sampler, kl, scores, updates, seed, _WATCHED)
-        self.phases = self.iterations.phases
+        self.phases, self.measurer = self.iterations.phases, self.iterations.measurer
 
     def configure_model(self) -> None:
         """Load the backbone with its roles, here and not earlier, so that a Trainer has its devices by then."""
@@ -164,7 +166,9 @@ class PPOModule(LightningModule):
         """What is known of responses and their scores to what they teach: rewards of tokens, then advantages."""
         rollouts, mask, options = scored.rollouts, scored.rollouts.response_mask, self.advantages
         with self.phases("score"):
-            logprobs, ref_logprobs, values, entropy = measure(rollouts, self.updates.token_budget, self._read, 4)
+            logprobs, ref_logprobs, values, entropy = self.measurer.columns(
+                self._read, rollouts, num_columns=4, learnt_by=self.iterations.key
+            )
         divergence = self.iterations.divergence(logprobs, ref_logprobs)
         shaped = self.iterations.shaped_scores(scored)
         rewards = token_rewards(shaped, divergence, mask, kl_coef=float(self.iterations.kl_coef))
@@ -181,23 +185,22 @@ class PPOModule(LightningModule):
         importance = self.iterations.importance(rollouts, logprobs)
         return Experience(rollouts, logprobs, ref_logprobs, values, advantages, returns, importance)
 
-    def _read(self, forest: Forest) -> tuple[Tensor, ...]:
-        """What policy, reference and critic say of the scored tokens of a forest."""
-        said = self.model(forest, temperature=self.temperature)
-        with self.model.backbone.role("reference"):
-            reference = self.model.backbone.token_logprobs(forest, temperature=self.temperature)
-        return said.logprobs, reference.logprobs, said.values, said.entropy
+    def _read(self, micro_batch: RolloutMicroBatch) -> Sequence[Tensor]:
+        """What policy, reference and critic say of the tokens of a micro-batch."""
+        said = self._say(micro_batch)
+        reference = self.measurer.reference(self.model.backbone, micro_batch)
+        return said.logprobs, reference, said.values, said.entropy
+
+    def _say(self, micro_batch: RolloutMicroBatch) -> PolicyValues:
+        """What policy and critic say of the tokens of a micro-batch."""
+        options = {"entropy_gradient": self.entropy_coef > 0.0, "head_alone": self._is_warming_up}
+        return self.measurer.first_pass(micro_batch, partial(self.model, temperature=self.temperature, **options))
 
     def _losses(self, micro_batch: RolloutMicroBatch, experience: Experience) -> TokenLosses:
         """Clipped policy loss, clipped value loss, and what is added to them, of each token."""
         pick = partial(packed_values, rollouts=experience.rollouts, micro_batch=micro_batch)
         clipping = self.clipping
-        said = self.model(
-            micro_batch.forest,
-            temperature=self.temperature,
-            entropy_gradient=self.entropy_coef > 0.0,
-            head_alone=self._is_warming_up,
-        )
+        said = self._say(micro_batch)
         old_logprobs = pick(experience.logprobs)
         policy = clipped_policy_loss(
             said.logprobs,

@@ -42,11 +42,12 @@ from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.options import BackboneConfig
 from lit_rlhf.ranks import sum_over_ranks
 from lit_rlhf.rewards.scores import WeightedReward
+from lit_rlhf.rollout.averaging import whitened_over_ranks
 from lit_rlhf.rollout.baselines import MovingMean
+from lit_rlhf.rollout.batches import RolloutBatch, prompts_alone
 from lit_rlhf.rollout.collecting import ScoredRollouts
 from lit_rlhf.rollout.experience import PolicyExperience
-from lit_rlhf.rollout.iterations import POLICY_METRICS, Iterations, RolloutBatch, prompts_alone
-from lit_rlhf.rollout.measuring import whitened_over_ranks
+from lit_rlhf.rollout.iterations import POLICY_METRICS, Iterations
 from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, UpdateOptions
 from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.schedules import WarmupDecay, optimization
@@ -157,7 +158,7 @@ class REINFORCEModule(LightningModule):
     def _experience(self, scored: ScoredRollouts) -> PolicyExperience:
         """What is known of responses and their scores to what they teach: rewards of tokens, then advantages."""
         rollouts, mask = scored.rollouts, scored.rollouts.response_mask
-        measures = self.iterations.measure(self.model, rollouts)
+        measures = self.iterations.measure(self.model, rollouts, entropy_gradient=self.entropy_coef > 0.0)
         divergence = self.iterations.divergence(measures.logprobs, measures.ref_logprobs)
         shaped = self.iterations.shaped_scores(scored)
         rewards = token_rewards(shaped, divergence, mask, kl_coef=float(self.iterations.kl_coef))

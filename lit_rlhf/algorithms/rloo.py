@@ -40,9 +40,10 @@ from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.options import BackboneConfig
 from lit_rlhf.rewards.scores import WeightedReward
+from lit_rlhf.rollout.batches import RolloutBatch, prompts_alone
 from lit_rlhf.rollout.collecting import ScoredRollouts
 from lit_rlhf.rollout.groups import advantages_over_ranks, require_groups, require_whole_responses, without_spread
-from lit_rlhf.rollout.iterations import POLICY_METRICS, Iterations, RolloutBatch, prompts_alone
+from lit_rlhf.rollout.iterations import POLICY_METRICS, Iterations
 from lit_rlhf.rollout.learning import TokenLosses
 from lit_rlhf.rollout.measuring import PolicyMeasures
 from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, UpdateOptions
@@ -165,7 +166,7 @@ class RLOOModule(LightningModule):
         """Clipped policy loss of each response, and what is added to it."""
         pick = partial(packed_values, rollouts=rollouts, micro_batch=micro_batch)
         sums = partial(response_sums, micro_batch=micro_batch)
-        said = self.model.token_logprobs(micro_batch.forest, with_entropy=True, temperature=self.temperature)
+        said = self.iterations.measurer.policy(self.model, micro_batch)
         old_logprobs = pick(measures.logprobs)
         policy = clipped_policy_loss(
             sums(said.logprobs),

@@ -8,7 +8,6 @@ Shape letters: L responses of this rank, R tokens of the longest one.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,16 +29,17 @@ from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.heads.float32 import without_cast
 from lit_rlhf.models.tokenizers import policy_tokenizer
 from lit_rlhf.rewards.scores import WeightedReward
+from lit_rlhf.rollout.batches import RolloutBatch, prompts_of
 from lit_rlhf.rollout.collecting import Collector, ScoredRollouts, response_rows, watched_responses
 from lit_rlhf.rollout.experience import PolicyExperience
 from lit_rlhf.rollout.learning import Learnt, TokenLosses, learn
-from lit_rlhf.rollout.measuring import PolicyMeasures, measure_policy
+from lit_rlhf.rollout.measuring import Measurer, PolicyMeasures
 from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, packed_values
 from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
 from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.rollout.shaping import ScoreShaper
-from lit_rlhf.types import InstructionBatch, Instructions, PromptAndTextBatch, PromptBatch, Rollouts
+from lit_rlhf.types import InstructionBatch, Instructions, Rollouts
 
 _ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 _KL_LOSSES = {"k2": kl_k2_loss, "k3+": kl_k3_loss}
@@ -50,9 +50,6 @@ POLICY_METRICS = (
     "entropy",
 )
 """Names of the means that :meth:`Iterations.policy_losses` tells of."""
-
-RolloutBatch = PromptBatch | PromptAndTextBatch
-"""What an iteration reads."""
 
 
 class Iterations(nn.Module):
@@ -72,6 +69,7 @@ class Iterations(nn.Module):
         number: () int64, iterations that are complete.
         kl_coef: () price of a nat of divergence from the reference, which moves where a target is set.
         means: of the losses of an iteration.
+        measurer: asks the policy and its reference about them.
         meter: of its responses.
         phases: what is being done, and how long it takes.
 
@@ -104,6 +102,7 @@ class Iterations(nn.Module):
         self.shaper = ScoreShaper(scores)
         self.means = Means(dict.fromkeys((*watched, *DATA_METRICS)))
         self.meter, self.held_out = RolloutMeter(), RolloutMeter()
+        self.measurer = Measurer(updates, sampling.temperature)
         self.number: Tensor
         self.kl_coef: Tensor
         self.register_buffer("number", torch.tensor(0))
@@ -148,12 +147,23 @@ class Iterations(nn.Module):
         """(L,) scores as they are learnt from: normalised, bounded and penalised."""
         return self.shaper(scored.scores, scored.rollouts, self.sampling.max_new_tokens)
 
-    def measure(self, backbone: Backbone, rollouts: Rollouts) -> PolicyMeasures:
-        """What policy and reference say of responses, at the temperature that they were drawn at."""
+    def measure(self, backbone: Backbone, rollouts: Rollouts, *, entropy_gradient: bool = False) -> PolicyMeasures:
+        """What policy and reference say of responses that will be learnt from.
+
+        Args:
+            backbone: of both.
+            rollouts: of this rank.
+            entropy_gradient: whether the entropy is part of the loss.
+        """
         with self.phases("score"):
-            return measure_policy(
-                backbone, rollouts, token_budget=self.updates.token_budget, temperature=self.sampling.temperature
+            return self.measurer.policy_and_reference(
+                backbone, rollouts, learnt_by=self.key, entropy_gradient=entropy_gradient
             )
+
+    @property
+    def key(self) -> str:
+        """Names the draws of minibatches of this iteration."""
+        return f"{self.seed}:{int(self.number)}"
 
     def regularised_scores(self, scored: ScoredRollouts, measures: PolicyMeasures) -> Tensor:
         """(L,) shaped scores minus the price of leaving the reference, which is paid once for the whole response."""
@@ -222,14 +232,7 @@ class Iterations(nn.Module):
             entropy_coef: weight of the policy's entropy.
         """
         pick = partial(packed_values, rollouts=experience.rollouts, micro_batch=micro_batch)
-        states = backbone.hidden_states(micro_batch.forest, read="predictors")
-        said = backbone.logprobs_of(
-            states,
-            micro_batch.forest,
-            temperature=self.sampling.temperature,
-            with_entropy=True,
-            entropy_gradient=entropy_coef > 0.0,
-        )
+        said = self.measurer.policy(backbone, micro_batch, entropy_gradient=entropy_coef > 0.0)
         old_logprobs = pick(experience.logprobs)
         policy = clipped_policy_loss(
             said.logprobs,
@@ -286,7 +289,7 @@ class Iterations(nn.Module):
                 losses_of,
                 updates=self.updates,
                 learnt=mask & rollouts.finished[:, None] if self.scores.ignore_unfinished else mask,
-                key=f"{self.seed}:{int(self.number)}",
+                key=self.key,
                 texts=() if texts is None else texts.micro_batches,
                 text_losses_of=text_losses_of,
                 per=per,
@@ -333,7 +336,8 @@ class Iterations(nn.Module):
         """
         sampling = replace(self.sampling, num_responses=1)
         scored = self.collector(backbone, prompts_of(batch).prompts, "held-out", sampling)
-        measures = self.measure(backbone, scored.rollouts)
+        with self.phases("score"):
+            measures = self.measurer.policy_and_reference(backbone, scored.rollouts)
         mask = scored.rollouts.response_mask
         kl = of_tokens(kl_k1, measures.logprobs, measures.ref_logprobs)
         self.held_out.add(mask, watched_responses(scored), {"kl": kl, "entropy": measures.entropy})
@@ -344,47 +348,6 @@ class Iterations(nn.Module):
         """Log the means over all held-out responses as ``<stage>/<name>``."""
         for name, value in self.held_out.compute().items():
             module.log(f"{stage}/{name}", value, prog_bar=name in ("score", "kl"))
-
-
-def prompts_of(batch: RolloutBatch) -> PromptBatch:
-    """The prompts of a batch, with or without texts beside them."""
-    return batch.prompts if isinstance(batch, PromptAndTextBatch) else batch
-
-
-def texts_of(batch: RolloutBatch, ptx_coef: float) -> InstructionBatch | None:
-    """The texts to imitate of a batch; None where they weigh nothing.
-
-    Args:
-        batch: with texts beside the prompts, or without.
-        ptx_coef: their weight.
-
-    Raises:
-        ValueError: if they have a weight and there are none.
-    """
-    if isinstance(batch, PromptAndTextBatch):
-        if not ptx_coef:
-            warnings.warn("ptx_coef is 0: the texts beside the prompts are read and not learnt from", stacklevel=2)
-        return batch.texts if ptx_coef else None
-    if ptx_coef:
-        raise ValueError(
-            f"ptx_coef is {ptx_coef}, but the data have no texts to imitate: give some by "
-            "datamodules.PromptAndTextDataModule, or set ptx_coef to 0"
-        )
-    return None
-
-
-def prompts_alone(batch: RolloutBatch) -> PromptBatch:
-    """The prompts of a batch, for an algorithm that has no use for texts beside them.
-
-    Raises:
-        ValueError: if there are some.
-    """
-    if isinstance(batch, PromptAndTextBatch):
-        raise ValueError(
-            "the data have texts to imitate beside the prompts, which only PPOModule mixes in (ptx_coef): "
-            "leave them out"
-        )
-    return batch
 
 
 def of_tokens(function: Callable[..., Tensor], *columns: Tensor, **options: Any) -> Tensor:

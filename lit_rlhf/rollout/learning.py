@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_rlhf.models.micro_batches import accumulate_gradients, clip_and_step, no_loss
 from lit_rlhf.ranks import gather_rows, sum_over_ranks
-from lit_rlhf.rollout.measuring import token_weights
+from lit_rlhf.rollout.averaging import token_weights
 from lit_rlhf.rollout.minibatches import split
 from lit_rlhf.rollout.options import UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, pack, packed_values

@@ -1,17 +1,23 @@
-"""Numbers of the tokens of responses, as a model gives them, and what a loss over them is divided by."""
+"""Numbers of the tokens of responses, as models give them.
+
+Shape letters: L responses of this rank, R tokens of the longest one, N tokens of the responses of a micro-batch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_rlhf.losses.advantages import whiten
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.ranks import gather_rows, num_ranks, sum_over_ranks
-from lit_rlhf.rollout.packing import pack, padded_values
+from lit_rlhf.models.layers.linear_logprobs import TokenLogprobs
+from lit_rlhf.ranks import sum_over_ranks
+from lit_rlhf.rollout.first_pass import FirstPass
+from lit_rlhf.rollout.minibatches import split
+from lit_rlhf.rollout.options import UpdateOptions
+from lit_rlhf.rollout.packing import RolloutMicroBatch, pack, padded_values
 from lit_rlhf.types import Forest, Rollouts
 
 
@@ -29,74 +35,97 @@ class PolicyMeasures(NamedTuple):
     entropy: Tensor
 
 
-def measure_policy(backbone: Backbone, rollouts: Rollouts, *, token_budget: int, temperature: float) -> PolicyMeasures:
-    """Log-probabilities and entropies of responses.
+class Measurer:
+    """Asks models about responses, at the temperature that they were drawn at.
 
     Args:
-        backbone: of policy and reference.
-        rollouts: of this rank.
-        token_budget: most tokens of one forward pass.
-        temperature: that the responses were drawn at.
+        updates: in what portions responses are read, and learnt from.
+        temperature: of the sampler.
+
+    Attributes:
+        first_pass: what was said of the responses that the first step learns from.
     """
 
-    def read(forest: Forest) -> tuple[Tensor, ...]:
-        policy = backbone.token_logprobs(forest, with_entropy=True, temperature=temperature)
+    def __init__(self, updates: UpdateOptions, temperature: float) -> None:
+        self.updates = updates
+        self.temperature = temperature
+        self.first_pass: FirstPass[Any] = FirstPass()
+
+    def policy(
+        self, backbone: Backbone, micro_batch: RolloutMicroBatch, *, entropy_gradient: bool = False
+    ) -> TokenLogprobs:
+        """Log-probabilities (N,) and entropies (N,) under the policy, with their gradients where those are on.
+
+        Args:
+            backbone: of the policy.
+            micro_batch: some responses.
+            entropy_gradient: let the entropy carry a gradient.
+        """
+
+        def compute(forest: Forest) -> TokenLogprobs:
+            states = backbone.hidden_states(forest, read="predictors")
+            wanted = {"with_entropy": True, "entropy_gradient": entropy_gradient}
+            return backbone.logprobs_of(states, forest, temperature=self.temperature, **wanted)
+
+        return self.first_pass(micro_batch, compute)
+
+    @torch.no_grad()
+    def reference(self, backbone: Backbone, micro_batch: RolloutMicroBatch) -> Tensor:
+        """(N,) log-probabilities under the reference, in nats."""
         with backbone.role("reference"):
-            return policy.logprobs, backbone.token_logprobs(forest, temperature=temperature).logprobs, policy.entropy
+            return backbone.token_logprobs(micro_batch.forest, temperature=self.temperature).logprobs
 
-    return PolicyMeasures(*measure(rollouts, token_budget, read, num_columns=3))
+    def policy_and_reference(
+        self, backbone: Backbone, rollouts: Rollouts, *, learnt_by: str | None = None, entropy_gradient: bool = False
+    ) -> PolicyMeasures:
+        """What both say of responses.
 
+        Args:
+            backbone: of both.
+            rollouts: of this rank.
+            learnt_by: as in :meth:`columns`.
+            entropy_gradient: as in :meth:`policy`, by which the policy will learn.
+        """
 
-@torch.no_grad()
-def measure(
-    rollouts: Rollouts, token_budget: int, read: Callable[[Forest], Sequence[Tensor]], num_columns: int
-) -> list[Tensor]:
-    """What a model says of every token of every response.
+        def read(micro_batch: RolloutMicroBatch) -> Sequence[Tensor]:
+            said = self.policy(backbone, micro_batch, entropy_gradient=entropy_gradient)
+            return said.logprobs, self.reference(backbone, micro_batch), said.entropy
 
-    Args:
-        rollouts: of this rank.
-        token_budget: most tokens of one forward pass.
-        read: gives (N,) numbers of the scored tokens of a forest, several columns of them.
-        num_columns: how many columns.
+        return PolicyMeasures(*self.columns(read, rollouts, num_columns=3, learnt_by=learnt_by))
 
-    Returns:
-        For each column its numbers, (L, R) float32, 0 behind a response.
-    """
-    micro_batches = pack(rollouts, range(len(rollouts.prompts)), token_budget)
-    said = [read(micro_batch.forest) for micro_batch in micro_batches]
-    return [padded_values([columns[k] for columns in said], rollouts, micro_batches) for k in range(num_columns)]
+    @torch.no_grad()
+    def columns(
+        self,
+        read: Callable[[RolloutMicroBatch], Sequence[Tensor]],
+        rollouts: Rollouts,
+        *,
+        num_columns: int,
+        learnt_by: str | None = None,
+    ) -> list[Tensor]:
+        """What models say of every token of every response.
 
+        Args:
+            read: gives (N,) numbers of the tokens of a micro-batch, several columns of them.
+            rollouts: of this rank.
+            num_columns: how many columns.
+            learnt_by: names the draw of minibatches by which just these responses will be learnt from; what the first
+                of them needs is then computed once. None = they will not be.
 
-def token_weights(
-    mask: Tensor, members: Sequence[int], average: Literal["tokens", "sequences"], device: torch.device
-) -> Tensor:
-    """(L, R) what the loss of each token is multiplied by, so that the sum over all ranks is an average.
+        Returns:
+            For each column its numbers, (L, R) float32, 0 behind a response.
+        """
+        first = None if learnt_by is None else self._first_step(rollouts, learnt_by)
+        self.first_pass.expect(first)
+        begun = [] if first is None else [first]
+        early = {member for micro_batch in begun for member in micro_batch.members.tolist()}
+        others = [member for member in range(len(rollouts.prompts)) if member not in early]
+        micro_batches = [*begun, *pack(rollouts, others, self.updates.token_budget)]
+        said = [read(micro_batch) for micro_batch in micro_batches]
+        return [padded_values([columns[k] for columns in said], rollouts, micro_batches) for k in range(num_columns)]
 
-    Strategies average gradients over ranks, which is undone here.
-
-    Args:
-        mask: (L, R) bool, True = learnt from.
-        members: the responses of this rank that are learnt from in this step; the others weigh nothing.
-        average: over all tokens of the step, or over the tokens of each response and then over responses.
-        device: that the ranks communicate on.
-    """
-    mine = torch.zeros(len(mask), 1, dtype=torch.bool, device=device)
-    mine[list(members)] = True
-    counted = (mask & mine).float()
-    lengths = counted.sum(1, keepdim=True)
-    total = counted.sum() if average == "tokens" else (lengths > 0).sum()
-    weights = counted if average == "tokens" else counted / lengths.clamp(min=1.0)
-    return weights * num_ranks() / sum_over_ranks(total.float()).clamp(min=1.0)
-
-
-def whitened_over_ranks(values: Tensor, mask: Tensor) -> Tensor:
-    """(L, R) numbers of tokens brought to mean 0 and standard deviation 1 over all ranks; 0 outside of the mask.
-
-    Args:
-        values: (L, R).
-        mask: (L, R) bool, True = counts.
-    """
-    everyone = gather_rows(values[mask][:, None])[0].double()
-    if not len(everyone):
-        return values
-    return whiten(values, mask, mean=everyone.mean().float(), var=everyone.var(correction=0).float())
+    def _first_step(self, rollouts: Rollouts, key: str) -> RolloutMicroBatch | None:
+        """All that the first step learns from, where that is one micro-batch at most on every rank."""
+        members = split(rollouts, self.updates.num_minibatches, f"{key}:0")[0]
+        packed = pack(rollouts, members, self.updates.token_budget)
+        is_too_much = sum_over_ranks(torch.tensor(int(len(packed) > 1), device=rollouts.tokens.device))
+        return None if is_too_much or not packed else packed[0]

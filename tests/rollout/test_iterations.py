@@ -9,11 +9,11 @@ import torch
 
 from lit_rlhf.losses.kl import kl_k1, kl_k2, kl_k3
 from lit_rlhf.rewards import WeightedReward
-from lit_rlhf.rollout.iterations import Iterations, of_tokens, prompts_alone, prompts_of
+from lit_rlhf.rollout.iterations import Iterations, of_tokens
 from lit_rlhf.rollout.learning import Learnt
 from lit_rlhf.rollout.options import KLOptions, ScoreOptions, UpdateOptions
 from lit_rlhf.rollout.sampling.request import SamplingOptions
-from lit_rlhf.types import InstructionBatch, PromptAndTextBatch, PromptBatch
+from lit_rlhf.types import PromptBatch
 
 
 def length(samples):
@@ -207,13 +207,6 @@ def test_nothing_random_is_refused():
     options = KLOptions(), ScoreOptions(), UpdateOptions()
     with pytest.raises(ValueError, match=r"sampling\.temperature is 0"):
         Iterations([WeightedReward(length)], SamplingOptions(temperature=0.0), None, *options, 0, [])
-
-
-def test_batches_with_and_without_texts(batch):
-    both = PromptAndTextBatch(batch, InstructionBatch((), {}))
-    assert prompts_of(both) is prompts_of(batch) is prompts_alone(batch) is batch
-    with pytest.raises(ValueError, match=r"only PPOModule mixes in"):
-        prompts_alone(both)
 
 
 def test_a_rank_without_prompts_takes_part(make_iterations, make_policy):

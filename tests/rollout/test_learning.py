@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_rlhf.rollout.learning import TokenLosses, learn
-from lit_rlhf.rollout.measuring import measure_policy
+from lit_rlhf.rollout.measuring import Measurer
 from lit_rlhf.rollout.options import UpdateOptions
 from lit_rlhf.rollout.packing import pack, packed_values
 
@@ -35,7 +35,7 @@ class Learner(lightning.LightningModule):
 
     def training_step(self, rollouts, batch_idx):
         self.rollouts = rollouts
-        self.old = measure_policy(self.policy, rollouts, token_budget=10**6, temperature=1.0).logprobs
+        self.old = Measurer(UpdateOptions(), 1.0).policy_and_reference(self.policy, rollouts).logprobs
         learnt = rollouts.response_mask if self.learnt is None else self.learnt
         self.found = learn(self, rollouts, self.losses_of, updates=self.updates, learnt=learnt, key=f"0:{batch_idx}")
 

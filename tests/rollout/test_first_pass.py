@@ -1,0 +1,96 @@
+"""What the first step needs is computed once, while measuring; what anything else needs, whenever it is asked for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lit_rlhf.rollout.first_pass import FirstPass
+from lit_rlhf.rollout.measuring import Measurer
+from lit_rlhf.rollout.minibatches import split
+from lit_rlhf.rollout.options import UpdateOptions
+from lit_rlhf.rollout.packing import pack
+
+
+@pytest.fixture
+def weight():
+    return torch.ones((), requires_grad=True)
+
+
+@pytest.fixture
+def compute(weight):
+    def compute(forest):
+        compute.calls.append(forest)
+        return weight * forest
+
+    compute.calls = []
+    return compute
+
+
+def micro_batch(forest, *members):
+    return SimpleNamespace(forest=forest, members=torch.tensor(members))
+
+
+def test_it_is_computed_once_and_carries_its_graph(compute, weight):
+    first_pass, batch = FirstPass(), micro_batch(2.0, 0, 3)
+    first_pass.expect(batch)
+    with torch.no_grad():
+        measured = first_pass(batch, compute)
+    again = first_pass(micro_batch(2.0, 0, 3), compute)  # packed anew, of the same responses
+    assert again is measured
+    assert len(compute.calls) == 1
+    again.backward()
+    assert weight.grad == 2.0
+
+
+def test_it_serves_once(compute):
+    first_pass, batch = FirstPass(), micro_batch(2.0, 0)
+    first_pass.expect(batch)
+    for _ in range(3):
+        first_pass(batch, compute)
+    assert len(compute.calls) == 2, "the weights have moved by then"
+
+
+def test_other_responses_are_not_kept(compute):
+    first_pass = FirstPass()
+    first_pass.expect(micro_batch(2.0, 0, 1))
+    with torch.no_grad():
+        assert not first_pass(micro_batch(3.0, 0), compute).requires_grad
+        assert not first_pass(micro_batch(3.0, 0, 2), compute).requires_grad
+
+
+def test_what_waits_from_an_iteration_that_failed_is_forgotten(compute):
+    first_pass, batch = FirstPass(), micro_batch(2.0, 0)
+    first_pass.expect(batch)
+    first_pass(batch, compute)
+    first_pass.expect(batch)
+    first_pass(batch, compute)
+    assert len(compute.calls) == 2
+    first_pass.expect(None)
+    assert not any(vars(first_pass).values())
+
+
+@pytest.mark.parametrize(("num_minibatches", "budget", "is_kept"), [(1, 10**6, True), (2, 10**6, True), (1, 40, False)])
+def test_the_measurer_expects_what_the_first_step_learns_from(
+    make_rollouts, make_policy, num_minibatches, budget, is_kept
+):
+    policy, rollouts = make_policy(), make_rollouts()
+    updates = UpdateOptions(num_minibatches=num_minibatches, token_budget=budget)
+    measurer = Measurer(updates, 0.7)
+    alone = measurer.policy_and_reference(policy, rollouts)
+    found = measurer.policy_and_reference(policy, rollouts, learnt_by="key", entropy_gradient=True)
+    for ours, wanted in zip(found, alone, strict=True):
+        assert not ours.requires_grad
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+    members = split(rollouts, num_minibatches, "key:0")[0]
+    first = pack(rollouts, members, budget)[0]
+    calls = []
+    policy.base.register_forward_hook(lambda *_: calls.append(1))
+    policy.base.get_decoder().register_forward_hook(lambda *_: calls.append(1))
+    said = measurer.policy(policy, first, entropy_gradient=True)
+    assert not calls if is_kept else calls
+    assert said.logprobs.requires_grad
+    expected = found.logprobs[first.members][rollouts.response_mask[first.members]]
+    torch.testing.assert_close(said.logprobs.detach(), expected, rtol=1e-5, atol=1e-6)
