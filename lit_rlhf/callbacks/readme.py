@@ -95,6 +95,7 @@ _POLICY_RUN = """
 ```bash
 lit-rlhf generate {folder} --prompt "..."
 lit-rlhf export {folder} --out merged --merge
+lit-rlhf fit --config dpo.yaml --model.backbone.{start}={folder}
 ```
 """
 
@@ -143,7 +144,8 @@ def policy_readme(folder: Path, base: str, state: str, *, of_run: bool = False) 
         of_run: whether the folder holds all that a run leaves.
     """
     template = _ADAPTER if _is_adapter(folder) else _MODEL
-    more = _POLICY_RUN.format(folder=folder) if of_run else ""
+    start = "adapter" if _is_adapter(folder) else "name_or_path"
+    more = _POLICY_RUN.format(folder=folder, start=start) if of_run else ""
     if of_run and (folder / "critic").is_dir():
         more += _CRITIC.format(folder=folder)
     return template.format(title=folder.name, base=base, folder=folder, state=state) + more

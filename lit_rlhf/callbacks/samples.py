@@ -16,7 +16,7 @@ from lit_rlhf.callbacks.before_after import before_after
 from lit_rlhf.callbacks.prompts import readable
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.tokenizers import stop_tokens, tokenizer_of
-from lit_rlhf.types import Forest, PreferenceBatch
+from lit_rlhf.types import Forest, InstructionBatch, PreferenceBatch
 
 
 class Samples(NamedTuple):
@@ -96,9 +96,10 @@ class SampleTable(Callback):
         return before_after(prompts, before, after, (f"step {first.step}", f"step {last.step}"))
 
     def _begin(self, trainer: Trainer, pl_module: Any, batch: Any) -> None:
-        if self.samples or not isinstance(batch, PreferenceBatch) or not isinstance(pl_module.model, Backbone):
+        is_known = isinstance(batch, PreferenceBatch | InstructionBatch)
+        if self.samples or not is_known or not isinstance(pl_module.model, Backbone):
             return
-        found = [prompt for pairs in batch.micro_batches for prompt in prompts_of(pairs.forest)]
+        found = [prompt for part in batch.micro_batches for prompt in prompts_of(part.forest)]
         self.prompts = found[: self.num_prompts]
         self._answer(trainer, pl_module)
 
@@ -133,11 +134,23 @@ class SampleTable(Callback):
 
 
 def prompts_of(forest: Forest) -> list[list[int]]:
-    """Token ids of every root of a forest that has children."""
+    """Token ids of every root of a forest that has children, and of what comes before the last answer in a text alone.
+
+    The last answer is the last unbroken run of scored tokens.
+    """
     bounds = pairwise((*forest.starts, forest.num_tokens))
-    inner = set(forest.parents)
-    return [
-        forest.tokens[start:end].tolist()
-        for segment, (start, end) in enumerate(bounds)
-        if forest.parents[segment] < 0 and segment in inner and end > start
-    ]
+    inner, scored = set(forest.parents), set(forest.targets.tolist())
+    found = []
+    for segment, (start, end) in enumerate(bounds):
+        if forest.parents[segment] < 0:
+            stop = end if segment in inner else _last_answer(start, end, scored)
+            found.append(forest.tokens[start:stop].tolist())
+    return list(filter(None, found))
+
+
+def _last_answer(start: int, end: int, scored: set[int]) -> int:
+    """Where the last run of scored tokens between two rows begins; ``start`` where there is none."""
+    last = max((at for at in range(start, end) if at in scored), default=start)
+    while last - 1 in scored and last > start:
+        last -= 1
+    return last

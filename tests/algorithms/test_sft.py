@@ -7,9 +7,15 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
+from transformers import LlamaForCausalLM
 
+from datamodules.packing import pack_sequences
 from lit_rlhf.algorithms.sft import SFTModule
+from lit_rlhf.metrics.throughput import Throughput
+from lit_rlhf.types import InstructionBatch
 
 CUTS = ((16, 60, 1), (16, 1, 1), (4, 10**6, 4), (4, 40, 4))
 """Texts of a batch, token budget, accumulated batches: all of them are steps of 16 texts."""
@@ -144,3 +150,172 @@ def test_a_run_goes_on_from_an_adapter(make_sft, make_text_batches, fit, tmp_pat
     again = make_sft(backbone={"adapter": str(tmp_path / "adapter")})
     going_on = fit(again, make_text_batches(8, 8))
     assert going_on.logger.column("train/loss")[0] == pytest.approx(trainer.logger.rows[-1]["val/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_evaluation_is_over_tokens_not_over_batches(make_sft, make_text_batches, make_trainer, make_loader, fit, stage):
+    module = make_sft()
+    fit(module, make_text_batches(8, 4))
+    before = {name: value.clone() for name, value in module.state_dict().items() if "model" in name}
+    found = [
+        getattr(make_trainer(logger=False), stage)(module, make_loader(batches), verbose=False)[0]
+        for batches in (make_text_batches(10, 10), make_text_batches(10, 4), make_text_batches(10, 3, 30))
+    ]
+    prefix = {"validate": "val", "test": "test"}[stage]
+    assert {f"{prefix}/{name}" for name in ("loss", "perplexity", "entropy", "nll/train", "nll/other")} <= set(found[0])
+    for metrics in found:
+        assert 0 < metrics.pop(f"{prefix}/data/fill") <= 1  # the one number that is about the cut
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-5, abs=1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items() if name in before)
+
+
+def test_predictions(make_sft, make_texts, make_text_batches, make_trainer, make_loader, fit):
+    module = make_sft()
+    fit(module, make_text_batches(8, 4))
+    predicted = make_trainer(logger=False).predict(module, make_loader(make_text_batches(5, 3, 30)))
+    rows = {row["row"]: row for batch in predicted for row in batch}
+    assert sorted(rows) == [f"train:{number}" for number in range(1, 6)]
+    for text in make_texts(5):
+        row, (tokens, labels, mask) = rows[text.row], padded([text])
+        with torch.no_grad():
+            logits = module.model.base(input_ids=tokens, attention_mask=mask).logits[0, :-1]
+        wanted = -cross_entropy(logits, labels[0, 1:], ignore_index=-100, reduction="sum")
+        hits = (logits.argmax(-1) == labels[0, 1:]).sum()
+        assert (row["length"], row["source"]) == (sum(text.scored), text.source)
+        assert row["logprob"] == pytest.approx(float(wanted), rel=1e-5)
+        assert row["token_accuracy"] == pytest.approx(float(hits) / row["length"])
+
+
+def test_what_is_logged_in_training(make_sft, make_text_batches, fit):
+    batch = make_text_batches(4, 4)[0]._replace(notes={"dropped/too_long": 1, "truncated/prompt": 2})
+    row = fit(make_sft(label_smoothing=0.1), [batch]).logger.rows[0]
+    assert row["step"] == 0
+    assert row["train/perplexity"] == pytest.approx(math.exp(row["train/nll"]), rel=1e-6)
+    assert row["train/data/dropped"] == pytest.approx(1 / 5)
+    assert row["train/data/truncated"] == pytest.approx(2 / 5)
+    assert row["train/tokens_per_second"] > 0
+    assert row["train/lr"] == 0.5
+    assert {"train/token_accuracy", "train/entropy", "train/length/trained", "train/grad_norm"} <= set(row)
+
+
+def test_metrics_are_over_everything_since_the_last_time(make_sft, make_text_batches, fit):
+    often = fit(make_sft(average="sequences"), make_text_batches(16, 4)).logger.column("train/loss")
+    seldom = fit(make_sft(average="sequences"), make_text_batches(16, 4), log_every_n_steps=2).logger
+    halves = [(often[0] + often[1]) / 2, (often[2] + often[3]) / 2]
+    assert seldom.column("train/loss") == pytest.approx(halves, rel=1e-5)
+
+
+def test_a_batch_without_rows(make_sft, make_text_batches, fit):
+    empty = InstructionBatch((), {"dropped/too_long": 4})
+    batches = make_text_batches(8, 4)
+    plain = fit(make_sft(), batches).logger.column("train/loss")
+    holed = fit(make_sft(), [batches[0], empty, batches[1]])
+    ours = holed.logger.column("train/loss")
+    assert (holed.global_step, ours[0], ours[-1]) == (3, plain[0], pytest.approx(plain[1], rel=1e-6))
+    assert holed.logger.column("train/data/dropped") == [0.0, 1.0, 0.0]
+
+
+def test_a_text_without_trained_tokens_weighs_nothing(make_sft, make_texts, make_text_batches, fit, assert_same_run):
+    texts = make_texts(4)
+    idle = texts[0]._replace(scored=[False] * len(texts[0].tokens))
+    for average in ("tokens", "sequences"):
+        with_idle = fit(make_sft(average=average), [pack_sequences([idle, *texts[1:]], 10**6)])
+        without = fit(make_sft(average=average), [pack_sequences(texts[1:], 10**6)])
+        for name in ("train/loss", "train/grad_norm"):
+            assert with_idle.logger.column(name) == pytest.approx(without.logger.column(name), rel=1e-6)
+        nothing = fit(make_sft(average=average), [pack_sequences([idle], 10**6)])
+        assert nothing.logger.column("train/grad_norm") == [0.0]
+
+
+@pytest.mark.parametrize("kind", ["peft", "backbone", "plain"])
+def test_a_model_of_your_own(make_sft, make_text_batches, fit, tiny_llama, tmp_path, kind):
+    model = LlamaForCausalLM.from_pretrained(tiny_llama())
+    if kind == "peft":
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    if kind == "backbone":
+        made = make_sft()
+        made.configure_model()
+        model = made.model
+    module = SFTModule(model, optimizer=partial(torch.optim.SGD, lr=0.5))
+    saver = ModelCheckpoint(tmp_path, filename="last")
+    curve = fit(module, make_text_batches(8, 4), callbacks=[saver], enable_checkpointing=True).logger
+    assert len(set(curve.column("train/loss"))) == 2
+    assert module.model.reference_model is None
+    names = set(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
+    kinds = ("sums", "num_summed", "_extra_state")
+    held = {"model." + name for name in module.model.checkpointed_names}
+    assert names == held | {f"{stage}_means.{kind}" for stage in ("train", "eval") for kind in kinds}
+
+
+def test_a_checkpoint_holds_what_was_trained_and_fits_no_other_model(make_sft, make_text_batches, fit, tmp_path):
+    saver = ModelCheckpoint(tmp_path, filename="last")
+    module = make_sft(optimizer=torch.optim.AdamW, lr=1e-3)
+    fit(module, make_text_batches(8, 4), callbacks=[saver], enable_checkpointing=True)
+    held = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    assert sorted(name for name in held if name.startswith("model.")) == sorted(trained)
+    with pytest.raises(ValueError, match=r"lora_A.policy.weight is \(4, \d+\) in it and \(8, "):
+        fit(make_sft(lora={"r": 8}), make_text_batches(8, 4), ckpt_path=tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("lora", [{}, {"enabled": False}], ids=["adapter", "whole"])
+def test_a_loss_that_is_not_finite_stops_the_run(make_sft, make_text_batches, fit, trained_weights, lora):
+    module = make_sft(lora=lora)
+    module.configure_model()
+    module.model.prepare()
+    batches = make_text_batches(6, 6)
+    (part,) = batches[0].micro_batches
+    part.forest.tokens[part.forest.starts[2]] = 319
+    before = trained_weights(module)
+    with torch.no_grad():  # the embedding of a token that no other text holds
+        module.model.base.get_input_embeddings().weight[319] = math.nan
+    row = part.rows[2]
+    with pytest.raises(FloatingPointError, match=rf"the loss is not finite at step 0 in {row}; nothing was updated"):
+        fit(module, batches)
+    weights = trained_weights(module)
+    assert all(torch.equal(weight[:319], before[name][:319]) for name, weight in weights.items())
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(make_sft, make_text_batches, fit, trained_weights):
+    module = make_sft()
+    module.configure_model()
+    next(parameter for parameter in module.parameters() if parameter.requires_grad).register_hook(torch.log)
+    before = trained_weights(module)
+    with pytest.raises(FloatingPointError, match="the gradient is not finite at step 0; nothing was updated"):
+        fit(module, make_text_batches(4, 4))
+    assert all(torch.equal(weight, before[name]) for name, weight in trained_weights(module).items())
+
+
+def test_the_gradient_is_clipped(make_sft, make_text_batches, fit, trained_weights):
+    trainers = [fit(make_sft(), make_text_batches(8, 4), gradient_clip_val=value) for value in (None, 1e-4, 1e9)]
+    norms = [trainer.logger.column("train/grad_norm")[0] for trainer in trainers]
+    assert norms[0] == norms[1] == norms[2] > 1e-3
+    ends = [trained_weights(trainer.lightning_module) for trainer in trainers]
+    assert all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
+    assert not all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-true"])
+def test_half_precision_follows_the_curve(make_sft, make_text_batches, fit, precision):
+    full = fit(make_sft(), make_text_batches(16, 4)).logger.column("train/loss")
+    half = fit(make_sft(), make_text_batches(16, 4), precision=precision).logger.column("train/loss")
+    assert half == pytest.approx(full, rel=3e-3)
+
+
+def test_the_clock_stands_still_while_it_validates(make_sft, make_text_batches, fit, monkeypatch):
+    calls = []
+
+    class Recorded(Throughput):
+        def pause(self):
+            calls.append("pause")
+
+        def go_on(self):
+            calls.append("go on")
+
+        def add(self, num_tokens):
+            calls.append("train")
+
+    monkeypatch.setattr("lit_rlhf.algorithms.sft.Throughput", Recorded)
+    fit(make_sft(), make_text_batches(4, 4), max_epochs=2, validation=make_text_batches(4, 4))
+    assert calls == ["pause", "go on", *["train", "pause", "go on"] * 2]  # the first is the check before training

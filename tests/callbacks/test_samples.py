@@ -15,10 +15,16 @@ def rows_of(folder):
 
 
 def test_prompts_are_the_roots_that_have_children():
-    shared, alone = Segment([5, 6], [False, False]), Segment([7, 8], [False, True])
+    shared, unanswered = Segment([5, 6], [False, False]), Segment([7, 8], [False, False])
     empty = Segment([], [])
-    trees = [[shared, Segment([1], [True], 0), Segment([2], [True], 0)], [alone], [empty, Segment([3], [False], 0)]]
-    assert prompts_of(Forest.pack(trees)) == [[5, 6]]
+    pair = [shared, Segment([1], [True], 0), Segment([2], [True], 0)]
+    assert prompts_of(Forest.pack([pair, [unanswered], [empty, Segment([3], [False], 0)]])) == [[5, 6]]
+
+
+def test_the_prompt_of_a_text_is_what_comes_before_its_last_answer():
+    flags = ([0, 1, 1], [0, 1, 1, 0, 0, 1, 1, 0], [0, 0, 1, 0])
+    texts = [[Segment([10 * n + at for at in range(len(row))], [*map(bool, row)])] for n, row in enumerate(flags, 1)]
+    assert prompts_of(Forest.pack(texts)) == [[10], [20, 21, 22, 23, 24], [30, 31]]
 
 
 def test_before_and_after(train, policy, tiny_tokenizer, tmp_path, capsys):

@@ -83,6 +83,43 @@ def test_the_entropy_carries_its_gradient(transform, trained):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=3e-6)
 
 
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_the_likeliest_token_is_known(transform):
+    hidden, weight, bias, _ = inputs()
+    transform = transform or LogitTransform()
+    order = transform(nn.functional.linear(hidden, weight, bias)).argsort(-1, descending=True)
+    for place in range(3):
+        ours = linear_logprobs(hidden, weight, order[:, place], bias, transform=transform)
+        assert ours.is_likeliest.tolist() == [place == 0] * N
+    equal = linear_logprobs(torch.zeros(1, H), torch.zeros(V, H), torch.tensor([4]))
+    assert equal.is_likeliest.tolist() == [True]
+
+
+@pytest.mark.parametrize("transform", [None, LogitTransform(1.7, temperature=0.6)])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_leads_over_the_mean_of_all_logits_and_their_gradients(transform, with_bias, dtype):
+    hidden, weight, bias, targets = inputs(dtype=dtype)
+    leaves = [hidden, weight, bias] if with_bias else [hidden, weight]
+    wide = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    logits = (transform or LogitTransform())(nn.functional.linear(*wide))
+    wanted = logits.gather(1, targets[:, None])[:, 0] - logits.mean(-1)
+    ours = linear_logprobs(*leaves[:2], targets, *leaves[2:], transform=transform, with_leads=True).leads
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+    incoming = torch.linspace(-2, 1, N)
+    expected = torch.autograd.grad(wanted, wide, incoming)
+    for got, want in zip(torch.autograd.grad(ours, leaves, incoming), expected, strict=True):
+        torch.testing.assert_close(got, want.to(dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
+
+
+def test_leads_only_where_they_are_asked_for_and_can_be_had():
+    hidden, weight, bias, targets = inputs()
+    assert len(linear_logprobs(hidden, weight, targets, bias).leads) == 0
+    with pytest.raises(ValueError, match="label smoothing needs the mean of the logits, which a model with a softcap"):
+        linear_logprobs(hidden, weight, targets, bias, transform=LogitTransform(softcap=2.0), with_leads=True)
+
+
 def test_the_entropy_of_a_coin_by_hand():
     """H = -p log p - q log q with p = sigmoid(h): dH/dh = -p q h, which is -0.75 * 0.25 * log 3 at p = 3/4."""
     hidden = torch.tensor([[3.0]]).log().requires_grad_()
