@@ -2,7 +2,8 @@
 
     python examples/own_reward.py
 
-In a configuration the same rewards are, if this file lies in the working directory as own_reward.py:
+In a configuration the same rewards are, if this file lies in the working directory as own_reward.py, and --trust
+own_reward stands on the command line:
 
     rewards:
       - reward: {class_path: lit_rlhf.rewards.ExactAnswer}

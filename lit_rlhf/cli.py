@@ -47,6 +47,8 @@ def main(args: Sequence[str] | None = None) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns on every import that a CPU has no CUDA kernels
     command, rest = _choose(words)
     try:
+        if command in TRAINING or command == "preview":
+            rest = import_module("lit_rlhf.commands.trust").limit_names(rest)
         if command in TRAINING:
             import_module("lit_rlhf.commands.training").run(command, rest)
         elif command == "preview":  # reads its words itself, because most of them may belong to a configuration
@@ -65,12 +67,13 @@ def _choose(words: list[str]) -> tuple[str, list[str]]:
     lines = "\n".join(f"  {name:<10}{text}" for name, text in commands.items())
     parser = argparse.ArgumentParser(
         prog="lit-rlhf",
-        usage="lit-rlhf COMMAND [--debug] ...",
+        usage="lit-rlhf COMMAND [--debug] [--trust PACKAGE] ...",
         description="Align a language model with human preferences.",
         epilog=f"commands:\n{lines}\n\nTo begin: lit-rlhf fit --config configs/dpo.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--trust", metavar="PACKAGE", help="let configurations name classes and functions of it too")
     if not words or words[0] in ("-h", "--help"):
         parser.print_help()
         raise SystemExit(0 if words else 2)

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from lit_rlhf.commands.trust import ALLOWED
+
 _UNKNOWN = re.compile(
     r"Option '(?P<option>[^']+)' is not accepted"
     r"|(?:Group '(?P<group>[^']+)' )?does not accept option '(?P<nested>[^']+)'"
@@ -18,6 +20,7 @@ _UNKNOWN = re.compile(
 _WRONG_VALUE = re.compile(r"Parser key \"(?P<key>[^\"]+)\":\s*(?P<reason>.*)", re.DOTALL)
 _MISSING = re.compile(r"^the following arguments are required: (?:\w+\.)?(?P<key>\w+)$")
 _BROKEN = object()
+_FOREIGN = re.compile(r"Importing '(?P<name>[^']+)' is not allowed")
 _WRONG_CLASS = re.compile(r"Problem with given class_path '(?P<name>[^']+)':\s*(?P<reason>[^\n]+)")
 
 
@@ -38,6 +41,12 @@ def explain(message: str, known: Sequence[str], words: Sequence[str]) -> str:
         key = match["option"] or match["argument"] or ".".join(filter(None, (match["group"], match["nested"])))
         near = _nearest(key, known)
         return f"{_full(key, paths)}: unknown key" + (f"; did you mean '{near}'?" if near else "")
+    if match := _FOREIGN.search(message):
+        package = match["name"].partition(".")[0]
+        return (
+            f"'{match['name']}' is not of the packages that a configuration may name ({', '.join(_roots())}); "
+            f"if you trust it, add --trust {package}"
+        )
     if match := _WRONG_CLASS.search(message):
         return f"class_path '{match['name']}': {match['reason'].strip()}"
     if match := _WRONG_VALUE.search(message):
@@ -52,6 +61,11 @@ def explain(message: str, known: Sequence[str], words: Sequence[str]) -> str:
         message = message.replace("Problems parsing config", " ".join(["broken YAML", *broken]), 1)
         message = message.replace('in "<unicode string>", ', "")
     return " ".join(message.split())
+
+
+def _roots() -> list[str]:
+    """First names of the packages that a configuration may name."""
+    return list(dict.fromkeys(name.partition(".")[0] for name in ALLOWED))
 
 
 def _nearest(key: str, known: Sequence[str]) -> str | None:

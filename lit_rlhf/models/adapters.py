@@ -171,6 +171,12 @@ def _saved_config(model: PreTrainedModel, folder: str, dropout: float) -> LoraCo
         config = PeftConfig.from_pretrained(local_or_hub(folder))
     except (OSError, ValueError) as error:
         raise ValueError(f"backbone.adapter '{folder}' holds no PEFT adapter (adapter_config.json)") from error
+    place = Path(local_or_hub(folder))
+    if place.is_dir() and not (place / SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise ValueError(
+            f"backbone.adapter '{folder}' holds no {SAFETENSORS_WEIGHTS_NAME}; weights in a pickle (.bin) are not "
+            "loaded, as a pickle can run code: save it anew with PEFT's save_pretrained"
+        )
     if not isinstance(config, LoraConfig):
         raise ValueError(
             f"backbone.adapter '{folder}' is of type {PeftType(config.peft_type).value}; only LORA is supported"

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lit_rlhf import rewards
+from lit_rlhf.commands.trust import limit_names
 from lit_rlhf.rewards import WeightedReward
 from lit_rlhf.rewards.answers import same_answer
 from lit_rlhf.rewards.function import _ALL, _BOTH, _EACH
@@ -55,6 +56,7 @@ def test_the_configurations_build(monkeypatch):
     exec(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1], module.__dict__)
     module.brevity.__module__ = module.agrees.__module__ = "my_rewards"
     monkeypatch.setitem(sys.modules, "my_rewards", module)
+    limit_names(["--trust", "my_rewards"])
     blocks = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:

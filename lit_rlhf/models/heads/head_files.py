@@ -193,7 +193,10 @@ def _pickled(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} cannot be read as tensors alone: {reason}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}; a dict of tensors by name is needed")
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if sparse := [key for key, value in tensors.items() if value.layout is not torch.strided]:
+        raise ValueError(f"{file} holds the sparse tensor '{sparse[0]}', whose indices may point anywhere")
+    return tensors
 
 
 def _refuse_classifier(checkpoints: list[Checkpoint]) -> None:
