@@ -12,12 +12,31 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes what all have in common."""
+    return num_ranks() == 1 or dist.get_rank() == 0
+
+
 def sum_over_ranks(counts: Tensor) -> Tensor:
     """Sum of a tensor over all ranks, the same on each; not differentiable."""
     if num_ranks() > 1:
         counts = counts.clone()
         dist.all_reduce(counts)
     return counts
+
+
+def most_over_ranks(number: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers, the same on each.
+
+    Args:
+        number: of this rank.
+        device: that the ranks communicate on.
+    """
+    if num_ranks() == 1:
+        return number
+    most = torch.tensor(number, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:

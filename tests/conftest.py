@@ -5,7 +5,10 @@ transformers is imported inside the fixtures that need it, so that the tests of 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import socket
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +62,47 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _same_numbers() -> None:
     """Every test draws the same numbers, whichever tests ran before it in its process."""
     torch.manual_seed(0)
+
+
+def _as_rank(rank: int, num_ranks: int, port: int, folder: Path, work: Callable[..., Any], arguments: Any) -> None:
+    torch.set_num_threads(1)
+    ours = {"LOCAL_RANK": rank, "RANK": rank, "NODE_RANK": 0, "GROUP_RANK": 0, "WORLD_SIZE": num_ranks}
+    os.environ.update({name: str(value) for name, value in {**ours, "LOCAL_WORLD_SIZE": num_ranks}.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    try:
+        torch.save(work(rank, *arguments), folder / f"rank{rank}.pt")
+    except BaseException:
+        (folder / f"rank{rank}.txt").write_text(traceback.format_exc())
+        raise
+
+
+@pytest.fixture
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
+    """Runs ``work(rank, *arguments)`` in several processes, in which a Trainer joins the others; what each returns.
+
+    Tensors, numbers, texts and containers of them may be returned.
+    """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs fork")
+
+    def run(work: Callable[..., Any], *arguments: Any, num_ranks: int = 2, seconds: float = 120) -> list[Any]:
+        folder = tmp_path_factory.mktemp("ranks")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        context = multiprocessing.get_context("fork")
+        places = [(rank, num_ranks, port, folder, work, arguments) for rank in range(num_ranks)]
+        processes = [context.Process(target=_as_rank, args=place) for place in places]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(seconds)
+            process.kill()
+        told = "\n".join(file.read_text() for file in sorted(folder.glob("*.txt")))
+        assert [process.exitcode for process in processes] == [0] * num_ranks, told
+        return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(num_ranks)]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -23,15 +23,16 @@ BELOW: dict[str, set[str]] = {
     "schedules": set(),
     "embedded": set(),
     "datamodules": {"types"},
+    "checkpoints": set(),
     "metrics": {"types", "losses", "ranks"},
     "models": {"types", "losses", "ranks"},
     "rewards": {"types", "losses", "ranks", "models"},
     "rollout": {"types", "losses", "ranks", "models", "rewards", "metrics"},
-    "algorithms": {"types", "losses", "ranks", "schedules", "metrics", "models", "rollout", "rewards"},
 }
+BELOW["strategies"] = {*BELOW} - {"datamodules"}
+BELOW["algorithms"] = {*BELOW} - {"datamodules"}
+BELOW["callbacks"] = {*BELOW} - {"algorithms"}
 TOP = {"cli", "commands", "__main__", "lit_rlhf"}
-for side in ("callbacks", "strategies"):
-    BELOW[side] = {*BELOW, "callbacks", "strategies"} - {"algorithms"}
 MAX_LINES, MAX_LINES_ALGORITHM, MAX_FUNCTION = 400, 350, 80
 
 

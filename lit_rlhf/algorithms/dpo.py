@@ -51,12 +51,12 @@ from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.building import ReferenceKind, build_backbone, wrap_model
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.loading import root_device
-from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, gradient_norm, no_loss
+from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, gradient_norm, in_step, no_loss
 from lit_rlhf.models.options import BackboneConfig, ReferenceOptions
 from lit_rlhf.models.reference import Reference
 from lit_rlhf.ranks import gather_rows, num_ranks, sum_over_ranks
 from lit_rlhf.schedules import WarmupDecay, optimization
-from lit_rlhf.types import PreferenceBatch, PreferencePairs, num_sequence_tokens
+from lit_rlhf.types import Forest, PreferenceBatch, PreferencePairs, num_sequence_tokens
 
 _FIXED_LIVE = ReferenceOptions()
 
@@ -162,7 +162,7 @@ class DPOModule(LightningModule):
             return no_loss(self)
         self._totals = self._step_totals(micro_batches)
         coupled = self._coupled(micro_batches)  # like the totals, over all ranks: also one that has no rows takes part
-        loss = backward_all_but_last(self, coupled, self._share) if coupled else no_loss(self)
+        loss = backward_all_but_last(self, coupled, self._share, self._idle)
         if (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
             self._log_training()
         return loss
@@ -175,6 +175,13 @@ class DPOModule(LightningModule):
         self._throughput.add(num_sequence_tokens(micro_batch.pairs.forest))
         weights = scored.losses.new_tensor([term.weight for term in self.losses])
         return (weights * scored.losses.sum(1) / self._totals).sum()
+
+    def _idle(self, forest: Forest) -> Tensor:
+        """The passes of a micro-batch without its losses, in their order, by which a rank that has fewer takes part."""
+        logprobs = self.model.token_logprobs(forest).logprobs
+        if self.needs_reference:
+            self._open_reference().idle(forest)
+        return logprobs
 
     def _score(
         self, pairs: PreferencePairs, coupled: Sequence[tuple[Tensor, PairLogprobs] | None] | None = None
@@ -219,10 +226,9 @@ class DPOModule(LightningModule):
         whole = [term.is_whole_batch for term in self.losses]
         if not any(whole) or (len(micro_batches) == 1 and num_ranks() == 1):
             return [_Coupled(pairs, [None] * len(whole)) for pairs in micro_batches]
-        seen = [torch.stack(self._score(pairs).pairs, dim=1) for pairs in micro_batches]
-        rows, at = gather_rows(
-            torch.cat(seen) if seen else torch.empty(0, len(PairLogprobs._fields), device=self.device)
-        )
+        seen = [torch.empty(0, len(PairLogprobs._fields), device=self.device)]
+        seen += [torch.stack(self._score(pairs).pairs, 1) for pairs in in_step(self.model, micro_batches, self._idle)]
+        rows, at = gather_rows(torch.cat(seen))
         everything = PairLogprobs(*rows.unbind(1))
         words = [couple(term, everything, self.beta) if term.is_whole_batch else None for term in self.losses]
         result = []
@@ -245,8 +251,8 @@ class DPOModule(LightningModule):
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Implicit rewards beta * (log pi - log pi_ref) of every row, in nats times beta."""
-        scale = self.reward_scale
-        return [row for pairs in batch.micro_batches for row in pair_rows(pairs, self.forward(pairs), beta=scale)]
+        passes = in_step(self.model, batch.micro_batches, self._idle)
+        return [row for pairs in passes for row in pair_rows(pairs, self(pairs), beta=self.reward_scale)]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer over what is trained, one schedule stepped with it."""
@@ -310,7 +316,7 @@ class DPOModule(LightningModule):
 
     def _evaluate(self, batch: PreferenceBatch) -> None:
         self.eval_means.update(data_sums(batch.notes, batch.num_pairs))
-        for pairs in batch.micro_batches:
+        for pairs in in_step(self.model, batch.micro_batches, self._idle):
             self.eval_means.update(self._score(pairs).sums)
 
     def _log_training(self) -> None:

@@ -18,14 +18,15 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from lit_rlhf.models import adapters
-from lit_rlhf.models.layers.attention import FOREST_ATTENTION, ForestLayout, Read
+from lit_rlhf.models.layers.attention import ForestLayout, Read
 from lit_rlhf.models.layers.linear_logprobs import LogitTransform, TokenLogprobs, linear_logprobs
-from lit_rlhf.models.layers.lm_head import head_parameters, logit_transform
-from lit_rlhf.models.layout import Layout, probe_forest, set_attention, unseen_limit
-from lit_rlhf.models.loading import OWN_ATTENTION, evaluating
+from lit_rlhf.models.layers.lm_head import head_parameters
+from lit_rlhf.models.layout import Layout, choose_layout
+from lit_rlhf.models.loading import evaluating
 from lit_rlhf.models.padded import unfold
 from lit_rlhf.types import Forest
 
@@ -86,6 +87,8 @@ class Backbone(nn.Module):
             try:
                 yield
             finally:
+                if isinstance(self.base, FSDPModule):
+                    self.base.reshard()
                 self._role = before
 
     def _adapter_of(self, name: Role) -> AbstractContextManager[None]:
@@ -121,18 +124,23 @@ class Backbone(nn.Module):
             ValueError: if a token id lies outside the embedding.
         """
         self.prepare()
+        return self._states(forest, read)
+
+    def _states(self, forest: Forest, read: Read) -> Tensor:
+        if isinstance(self.base, FSDPModule):  # a reference model, sharded apart: whole for as long as it is played
+            self.base.unshard()
         if not forest.tokens.is_cuda and int(forest.tokens.max()) >= (rows := self.num_embeddings):
             raise ValueError(
                 f"token id {int(forest.tokens.max())} lies outside the embedding of {rows} rows: "
                 "the tokenizer does not fit the model"
             )
         if self.layout == "padded":
-            states = self._padded_states(forest)
+            states = self.padded_states(forest)
             return states if read == "all" else states.index_select(0, _read_rows(forest, read))
         # The end of a sequence whose leaf is empty lies inside another one, where no query would be left.
         is_trimmed = read == "predictors" or all(forest.lengths[leaf] for leaf in forest.leaves)
         layout = ForestLayout(forest, read=read if is_trimmed else "all")
-        states = self._forest_states(forest, layout)
+        states = self.forest_states(forest, layout)
         return states if read == "all" else layout.states_at(_read_rows(forest, read), states)
 
     def token_logprobs(
@@ -187,7 +195,8 @@ class Backbone(nn.Module):
     def _embedding_weight(self) -> Tensor:
         return cast(Tensor, self.base.get_input_embeddings().weight)
 
-    def _forest_states(self, forest: Forest, layout: ForestLayout) -> Tensor:
+    def forest_states(self, forest: Forest, layout: ForestLayout) -> Tensor:
+        """Last hidden states (Q, H) of the layout's last queries, by the attention of this package."""
         # A mask of four dimensions is passed through as it is; the layout, not the mask, says who sees whom.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=forest.tokens.device)
         return self.base.get_decoder()(
@@ -198,7 +207,8 @@ class Backbone(nn.Module):
             forest_layout=layout,
         ).last_hidden_state[0]
 
-    def _padded_states(self, forest: Forest) -> Tensor:
+    def padded_states(self, forest: Forest) -> Tensor:
+        """Last hidden states (T, H) of all tokens, computed on one padded row per sequence."""
         rows = unfold(forest)
         states = self.base.get_decoder()(
             input_ids=rows.tokens, attention_mask=rows.mask, position_ids=rows.positions, use_cache=False
@@ -215,58 +225,15 @@ class Backbone(nn.Module):
         """
         if self.layout is None:
             with evaluating(self):
-                self.layout = self._choose_layout()
+                self._fit()
             rank_zero_info(f"backbone: {self.base.config.model_type}, {self.layout} layout")
 
-    def _choose_layout(self) -> Layout:
-        probe = probe_forest(self.num_embeddings).to(self._embedding_weight.device)
-        expected = self._padded_states(probe)
-        if self.has_lm_head:
-            self.transform = self._find_transform(probe, expected)
-        if self.attention not in OWN_ATTENTION:
-            return "padded"
-        models, before = self._models(), self.base.config._attn_implementation
-        set_attention(models, FOREST_ATTENTION)
-        reason = self._refusal(probe, expected)
-        if reason is None:
-            return "forest"
-        set_attention(models, before)
-        if self.attention == "forest":
-            raise ValueError(f"backbone.attention is 'forest', but {reason}")
-        rank_zero_info(f"backbone: computing on padded rows, because {reason}")
-        return "padded"
-
-    def _find_transform(self, probe: Forest, states: Tensor) -> LogitTransform:
-        rows = unfold(probe)
-        weight, bias = head_parameters(self.base)
-        logits = self.base(input_ids=rows.tokens, attention_mask=rows.mask, position_ids=rows.positions).logits
-        raw = nn.functional.linear(states, weight, bias)
-        return logit_transform(self.base.config, raw, logits.flatten(0, 1)[rows.cells])
-
-    def _models(self) -> list[PreTrainedModel]:
-        both = [model for model in (self.model, self.reference_model) if model is not None]
-        return [cast(PreTrainedModel, m.get_base_model()) if isinstance(m, PeftModel) else m for m in both]
-
-    def _refusal(self, probe: Forest, expected: Tensor) -> str | None:
-        """Why this model cannot take a forest; None if it can."""
-        kind = self.base.config.model_type
-        if self.base.config._attn_implementation != FOREST_ATTENTION:
-            return f"a {kind} model does not take its attention from the registry of transformers"
-        layout = ForestLayout(probe)
-        try:
-            states = self._forest_states(probe, layout)
-        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-            return f"a {kind} model raised: {error}"
-        if limit := unseen_limit(self.base.config, layout.windows):
-            return f"a {kind} model limits attention to {limit} tokens by a mask of its own"
-        tolerance = 1e-4 if expected.dtype == torch.float32 and not self._is_quantized else 5e-2
-        difference = float((states - expected).float().norm() / expected.float().norm())
-        if not difference <= tolerance:
-            return f"a {kind} model gives other hidden states on a forest than on rows (relative {difference:.2g})"
-        return None
+    def _fit(self) -> None:
+        self.layout, self.transform = choose_layout(self)
 
     @property
-    def _is_quantized(self) -> bool:
+    def is_quantized(self) -> bool:
+        """Whether the base's weights are held in 4 or 8 bits."""
         return self.base.config.to_dict().get("quantization_config") is not None
 
     @torch.no_grad()

@@ -3,13 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from peft import PeftModel
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lit_rlhf.models.layers.attention import FOREST_ATTENTION, ForestLayout
+from lit_rlhf.models.layers.linear_logprobs import LogitTransform
+from lit_rlhf.models.layers.lm_head import head_parameters, logit_transform
+from lit_rlhf.models.loading import OWN_ATTENTION
+from lit_rlhf.models.padded import unfold
 from lit_rlhf.types import Forest, Segment
 
+if TYPE_CHECKING:
+    from lit_rlhf.models.backbone import Backbone
+
 Layout = Literal["forest", "padded"]
+
+
+def choose_layout(backbone: Backbone) -> tuple[Layout, LogitTransform | None]:
+    """Find out by a probe how a model is computed, and what it does to its logits (None where it has no head).
+
+    Args:
+        backbone: in evaluation mode; its attention is set to what is chosen.
+
+    Raises:
+        ValueError: if a forest is asked of a model that cannot take one, or its logits cannot be reproduced.
+    """
+    probe = probe_forest(backbone.num_embeddings).to(backbone.base.device)
+    expected = backbone.padded_states(probe)
+    transform = _find_transform(backbone, probe, expected) if backbone.has_lm_head else None
+    if backbone.attention not in OWN_ATTENTION:
+        return "padded", transform
+    models, before = _models(backbone), backbone.base.config._attn_implementation
+    set_attention(models, FOREST_ATTENTION)
+    reason = _refusal(backbone, probe, expected)
+    if reason is None:
+        return "forest", transform
+    set_attention(models, before)
+    if backbone.attention == "forest":
+        raise ValueError(f"backbone.attention is 'forest', but {reason}")
+    rank_zero_info(f"backbone: computing on padded rows, because {reason}")
+    return "padded", transform
+
+
+def _find_transform(backbone: Backbone, probe: Forest, states: Tensor) -> LogitTransform:
+    rows = unfold(probe)
+    weight, bias = head_parameters(backbone.base)
+    logits = backbone.base(input_ids=rows.tokens, attention_mask=rows.mask, position_ids=rows.positions).logits
+    raw = nn.functional.linear(states, weight, bias)
+    return logit_transform(backbone.base.config, raw, logits.flatten(0, 1)[rows.cells])
+
+
+def _models(backbone: Backbone) -> list[PreTrainedModel]:
+    both = [model for model in (backbone.model, backbone.reference_model) if model is not None]
+    return [cast(PreTrainedModel, m.get_base_model()) if isinstance(m, PeftModel) else m for m in both]
+
+
+def _refusal(backbone: Backbone, probe: Forest, expected: Tensor) -> str | None:
+    """Why a model cannot take a forest; None if it can."""
+    kind = backbone.base.config.model_type
+    if backbone.base.config._attn_implementation != FOREST_ATTENTION:
+        return f"a {kind} model does not take its attention from the registry of transformers"
+    layout = ForestLayout(probe)
+    try:
+        states = backbone.forest_states(probe, layout)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        return f"a {kind} model raised: {error}"
+    if limit := unseen_limit(backbone.base.config, layout.windows):
+        return f"a {kind} model limits attention to {limit} tokens by a mask of its own"
+    tolerance = 1e-4 if expected.dtype == torch.float32 and not backbone.is_quantized else 5e-2
+    difference = float((states - expected).float().norm() / expected.float().norm())
+    if not difference <= tolerance:
+        return f"a {kind} model gives other hidden states on a forest than on rows (relative {difference:.2g})"
+    return None
 
 
 def probe_forest(num_embeddings: int) -> Forest:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Generic, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
+
+from lit_rlhf.models.whole import is_sharded, whole
+from lit_rlhf.ranks import most_over_ranks
+from lit_rlhf.types import Forest, Segment
 
 MicroBatch = TypeVar("MicroBatch")
 
@@ -50,12 +55,47 @@ class StepWindow(Generic[MicroBatch]):
 
 
 def no_loss(module: LightningModule) -> Tensor:
-    """A loss of zero that touches every trained parameter, for a batch that brings no rows or only waits."""
-    return torch.stack([parameter.sum() * 0.0 for parameter in module.parameters() if parameter.requires_grad]).sum()
+    """A loss of zero, for a batch that only waits, or that brings no rows.
+
+    It touches every trained parameter, as DDP wants it; where weights are sharded no rank waits for another one's.
+    """
+    nothing = torch.zeros((), device=module.device, requires_grad=True)
+    if is_sharded(module):
+        return nothing
+    return sum((p.sum() * 0.0 for p in module.parameters() if p.requires_grad), start=nothing)
+
+
+def in_step(
+    module: nn.Module, micro_batches: Sequence[MicroBatch], idle: Callable[[Forest], object]
+) -> Iterator[MicroBatch]:
+    """Micro-batches, and behind them as many idle passes as another rank has micro-batches more.
+
+    Where weights are sharded each layer is gathered from all ranks whenever one of them computes it, so all compute
+    equally often. Where weights are whole there are no idle passes.
+
+    Args:
+        module: that the passes go through, or that holds it.
+        micro_batches: of this rank, one pass each; maybe none.
+        idle: the same pass over a forest of two tokens; nothing of it counts.
+    """
+    yield from micro_batches
+    for forest in _idle_forests(module, len(micro_batches)):
+        idle(forest)
+
+
+def _idle_forests(module: nn.Module, num_passes: int) -> list[Forest]:
+    if not is_sharded(module):
+        return []
+    device = next(module.parameters()).device
+    forest = Forest.pack([[Segment([0], [False]), Segment([0], [True], 0)]]).to(device)
+    return [forest] * (most_over_ranks(num_passes, device) - num_passes)
 
 
 def backward_all_but_last(
-    module: LightningModule, micro_batches: Sequence[MicroBatch], loss_of: Callable[[MicroBatch], Tensor]
+    module: LightningModule,
+    micro_batches: Sequence[MicroBatch],
+    loss_of: Callable[[MicroBatch], Tensor],
+    idle: Callable[[Forest], Tensor],
 ) -> Tensor:
     """Run micro-batches one after another, and leave the last backward pass to Lightning.
 
@@ -65,26 +105,29 @@ def backward_all_but_last(
 
     Args:
         module: in training, attached to a Trainer.
-        micro_batches: at least one.
+        micro_batches: maybe none.
         loss_of: share of the step's loss that a micro-batch contributes, so that the shares sum to the loss.
+        idle: what the model says of a forest, by the same passes as for a micro-batch.
 
     Returns:
         A scalar with the value of the whole loss and the graph of the last share, times the number of accumulated
         batches, by which Lightning divides it.
     """
-    strategy = module.trainer.strategy
-    local = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+    *others, last = _shares(module, micro_batches, loss_of, idle)
     total = torch.zeros((), device=module.device)
-    with local:
-        for micro_batch in micro_batches[:-1]:
-            loss = loss_of(micro_batch)
-            strategy.backward(loss, None)
+    with _local_gradients(module):
+        for share in others:
+            loss = share()
+            module.trainer.strategy.backward(loss, None)
             total = total + loss.detach()
-    return (loss_of(micro_batches[-1]) + total) * module.trainer.accumulate_grad_batches
+    return (last() + total) * module.trainer.accumulate_grad_batches
 
 
 def accumulate_gradients(
-    module: LightningModule, micro_batches: Sequence[MicroBatch], loss_of: Callable[[MicroBatch], Tensor]
+    module: LightningModule,
+    micro_batches: Sequence[MicroBatch],
+    loss_of: Callable[[MicroBatch], Tensor],
+    idle: Callable[[Forest], Tensor] = lambda forest: torch.zeros(()),
 ) -> None:
     """Run micro-batches and their backward passes one after another, in manual optimization.
 
@@ -95,13 +138,31 @@ def accumulate_gradients(
         module: in training, attached to a Trainer.
         micro_batches: maybe none.
         loss_of: share of the step's loss that a micro-batch contributes, so that the shares sum to the loss.
+        idle: what the model says of a forest, by the same passes as for a micro-batch.
     """
+    *others, last = _shares(module, micro_batches, loss_of, idle)
+    with _local_gradients(module):
+        for share in others:
+            module.manual_backward(share())
+    module.manual_backward(last())
+
+
+def _shares(
+    module: LightningModule,
+    micro_batches: Sequence[MicroBatch],
+    loss_of: Callable[[MicroBatch], Tensor],
+    idle: Callable[[Forest], Tensor],
+) -> list[Callable[[], Tensor]]:
+    """The shares of a step's loss, at least one, and as many as on any other rank where weights are sharded."""
+    shares = [partial(loss_of, micro_batch) for micro_batch in micro_batches]
+    idle_shares = [lambda forest=forest: idle(forest).sum() * 0.0 for forest in _idle_forests(module, len(shares))]
+    return [*shares, *idle_shares] or [partial(no_loss, module)]
+
+
+def _local_gradients(module: LightningModule) -> AbstractContextManager[None]:
+    """Gradients are not exchanged inside, where whole ones fit every rank anyway."""
     strategy = module.trainer.strategy
-    local = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
-    with local:
-        for micro_batch in micro_batches[:-1]:
-            module.manual_backward(loss_of(micro_batch))
-    module.manual_backward(loss_of(micro_batches[-1]) if micro_batches else no_loss(module))
+    return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
 
 def clip_and_step(module: LightningModule, max_grad_norm: float) -> Tensor:
@@ -136,7 +197,7 @@ def gradient_norm(module: LightningModule) -> Tensor:
         FloatingPointError: if it is not finite; a loss scaler skips such steps by itself.
     """
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     if module.trainer.precision != "16-mixed" and not torch.isfinite(norm):
         raise FloatingPointError(f"the gradient is not finite at step {module.global_step}; nothing was updated")
     return norm

@@ -11,7 +11,9 @@ from torch import Tensor
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.options import ReferenceOptions
 from lit_rlhf.models.reference_cache import ReferenceCache
-from lit_rlhf.types import PreferencePairs
+from lit_rlhf.models.whole import is_sharded
+from lit_rlhf.ranks import most_over_ranks
+from lit_rlhf.types import Forest, PreferencePairs
 
 
 class Reference:
@@ -44,12 +46,27 @@ class Reference:
         """
         keys = _keys(pairs)
         known = None if self.cache is None else self.cache.lookup(pairs.forest, keys)
-        if known is None:
+        if self._is_missed(known is None, pairs.forest.tokens.device):
             with self.backbone.role("reference"):
-                known = self.backbone.token_logprobs(pairs.forest).logprobs
-            if self.cache is not None:
-                self.cache.store(pairs.forest, keys, known)
+                computed = self.backbone.token_logprobs(pairs.forest).logprobs
+            if known is None and self.cache is not None:
+                self.cache.store(pairs.forest, keys, computed)
+            known = computed if known is None else known
+        assert known is not None
         return known
+
+    @torch.no_grad()
+    def idle(self, forest: Forest) -> None:
+        """Take part in the pass of a rank that has pairs, where weights are sharded."""
+        if self._is_missed(self.cache is None, forest.tokens.device):
+            with self.backbone.role("reference"):
+                self.backbone.token_logprobs(forest)
+
+    def _is_missed(self, is_missed_here: bool, device: torch.device) -> bool:
+        """Whether the reference is asked: where weights are sharded, by all ranks as soon as one of them has to."""
+        if self.cache is None or not is_sharded(self.backbone):
+            return is_missed_here
+        return bool(most_over_ranks(int(is_missed_here), device))
 
     def move_if_due(self, step: int) -> None:
         """Move the reference towards the policy, if it moves at this optimizer step (counted from 1)."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from lit_rlhf.models.heads.reward_model import RewardModel
-from lit_rlhf.ranks import gather_rows
+from lit_rlhf.models.micro_batches import in_step
 from lit_rlhf.types import Forest, Segment
 
 Rows = Sequence[tuple[str, list[int]]]
@@ -42,22 +40,12 @@ class ForestScorer:
             One number per text, in their order.
         """
         batches = list(_batches(rows, token_budget))
-        scores = [score for batch in batches for score in self._scores(batch)]
-        for _ in range(self._most_passes(len(batches)) - len(batches)):
-            self._scores([("", [0])])
-        return scores
+        return [score for batch in in_step(self.model, batches, self.model.scores) for score in self._scores(batch)]
 
     def _scores(self, rows: Rows) -> list[float]:
         forest = Forest.pack(tree for _, group in groupby(rows, key=lambda row: row[0]) for tree in _trees(group))
         scores = self.model.scores(forest.to(self.model.score.weight.device), normalise=self.normalise)
         return [float(score) for score in scores.tolist()]
-
-    def _most_passes(self, number: int) -> int:
-        """Forward passes of the rank that has most: over a sharded backbone all ranks must take part in each."""
-        if not any(isinstance(parameter, DTensor) for parameter in self.model.parameters()):
-            return number
-        counts, _ = gather_rows(torch.tensor([[number]], device=self.model.score.weight.device))
-        return int(counts.max())
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

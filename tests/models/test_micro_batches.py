@@ -12,8 +12,13 @@ from lit_rlhf.models.micro_batches import (
     backward_all_but_last,
     clip_and_step,
     gradient_norm,
+    in_step,
     no_loss,
 )
+
+
+def idle(forest):
+    raise AssertionError("weights are whole: no rank waits for another")
 
 
 class Squares(lightning.LightningModule):
@@ -30,7 +35,7 @@ class Squares(lightning.LightningModule):
         self.seen.append((due, self.window.is_due))
         if not due:
             return no_loss(self)
-        loss = backward_all_but_last(self, due, lambda x: (self.weight * x) ** 2)
+        loss = backward_all_but_last(self, due, lambda x: (self.weight * x) ** 2, idle)
         assert float(loss) == pytest.approx(sum(x * x for x in due) * self.trainer.accumulate_grad_batches)
         return loss
 
@@ -122,7 +127,7 @@ class Manual(Squares):
         self.max_grad_norm, self.norms = max_grad_norm, []
 
     def training_step(self, batch, batch_idx):
-        accumulate_gradients(self, batch, lambda x: (self.weight * x) ** 2 / 2 + self.bias * 0.0)
+        accumulate_gradients(self, batch, lambda x: (self.weight * x) ** 2 / 2 + self.bias * 0.0, idle)
         self.gradients.append(float(self.weight.grad))
         assert self.bias.grad is not None, "other ranks wait for it"
         self.norms.append(float(clip_and_step(self, self.max_grad_norm)))
@@ -168,3 +173,7 @@ def test_a_step_that_is_not_finite_is_not_taken(tmp_path):
     with pytest.raises(FloatingPointError, match="the gradient is not finite at step 0; nothing was updated"):
         run_by_hand([[float("inf")]], tmp_path, 1.0, module)
     assert float(module.weight) == 1.0
+
+
+def test_only_sharded_weights_need_idle_passes():
+    assert [*in_step(Squares(), [1, 2], idle)] == [1, 2]

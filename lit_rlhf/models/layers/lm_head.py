@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_rlhf.models.layers.linear_logprobs import LogitTransform
+from lit_rlhf.models.layers.lora_linear import quant_state_of
 
 
 def head_parameters(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
@@ -39,8 +40,7 @@ def _linear_parameters(head: nn.Module) -> tuple[Tensor, Tensor | None]:
                 weight = weight + cast(Any, head).get_delta_weight(name).to(weight.dtype)
         return weight, bias
     if isinstance(head, bitsandbytes.nn.Linear4bit):
-        packed = cast(bitsandbytes.nn.Params4bit, head.weight)
-        return bitsandbytes.functional.dequantize_4bit(packed.data, packed.quant_state), head.bias
+        return bitsandbytes.functional.dequantize_4bit(head.weight.data, quant_state_of(head)), head.bias
     if not isinstance(head, nn.Linear):
         raise ValueError(f"the output head is a {type(head).__name__}; a linear layer is needed")
     return head.weight, head.bias

@@ -101,12 +101,17 @@ def _frozen(module: nn.Module, dtype: torch.dtype) -> Projection | None:
     if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
         return None
     if isinstance(module, bitsandbytes.nn.Linear4bit) and module.compute_dtype == dtype:
-        weight: Any = module.weight
-        return Projection(weight, module.bias, weight.quant_state)
+        return Projection(module.weight, module.bias, quant_state_of(module))
     # Of the very types: a tensor subclass as weight (other quantisers, sharded tensors) has an algebra of its own.
     if type(module) is nn.Linear and type(module.weight) is nn.Parameter and module.weight.dtype == dtype:
         return Projection(module.weight, module.bias)
     return None
+
+
+def quant_state_of(module: bitsandbytes.nn.Linear4bit) -> bitsandbytes.functional.QuantState:
+    """How a 4-bit weight is packed. A sharded weight is a plain tensor while it is whole; the layer knows it then."""
+    weight: Any = module.weight
+    return weight.quant_state if isinstance(weight, bitsandbytes.nn.Params4bit) else cast(Any, module).quant_state
 
 
 def projected(inputs: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, ...]:

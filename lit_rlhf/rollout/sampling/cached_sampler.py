@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.layers.lm_head import head_parameters
 from lit_rlhf.models.loading import evaluating
+from lit_rlhf.models.whole import whole_weights
 from lit_rlhf.rollout.sampling.categorical import draw_tokens, uniforms
 from lit_rlhf.rollout.sampling.forest_decoder import ForestDecoder
 from lit_rlhf.rollout.sampling.padded_decoder import PaddedDecoder
 from lit_rlhf.rollout.sampling.request import SamplingRequest, check_request
-from lit_rlhf.rollout.sampling.sharded import whole_weights
 from lit_rlhf.rollout.sampling.stopping import Stopping
 from lit_rlhf.types import Rollouts
 
@@ -53,8 +53,8 @@ class CachedSampler:
             FloatingPointError: if logits are not finite, naming the prompt's address.
         """
         check_request(request)
-        with evaluating(backbone), whole_weights(backbone.base):
-            backbone.prepare()
+        backbone.prepare()
+        with evaluating(backbone), whole_weights(backbone):
             responses = _Responses(backbone, request)
             for rows in self._batches(request, shares_prompts=backbone.layout == "forest"):
                 responses.draw(rows)

@@ -227,7 +227,7 @@ def test_what_a_loaded_model_is(build_reward, stir, ragged, tiny_llama, tmp_path
     assert half.base.dtype == torch.bfloat16
     torch.testing.assert_close(half.scores(ragged), loaded.scores(ragged), rtol=3e-2, atol=3e-2)
     four_bits = load_reward_model(tmp_path, quantization="nf4")
-    assert four_bits.backbone._is_quantized
+    assert four_bits.backbone.is_quantized
     other = load_reward_model(tmp_path, base=str(tiny_llama(seed=1)))
     assert not torch.allclose(other.scores(ragged), loaded.scores(ragged), atol=1e-2)
 

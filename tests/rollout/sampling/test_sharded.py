@@ -8,11 +8,12 @@ import os
 import pytest
 import torch
 from torch import distributed as dist
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from lit_rlhf.models.whole import whole_weights
 from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
-from lit_rlhf.rollout.sampling.sharded import whole_weights
+from lit_rlhf.strategies.sharding import shard_model
+from lit_rlhf.types import Forest, Segment
 
 RAGGED = ((1, 40, 5), (12,))  # lengths of the prompts of each rank
 LIMITS = (12, 3)  # most tokens of a response of each rank
@@ -29,27 +30,24 @@ def run_rank(rank, path, backbone, requests):
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{path}/meet", rank=rank, world_size=2)
-    mesh = dist.init_device_mesh("cpu", (2,))
-    for layer in backbone.base.get_decoder().layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(backbone.base, mesh=mesh)
+    shard_model(backbone, dist.init_device_mesh("cpu", (2,)))
     for bounds in ({}, {"max_rows": 1}):
         rollouts = CachedSampler(**bounds)(backbone, requests[rank])
         assert all(isinstance(parameter, DTensor) for parameter in backbone.parameters())
     torch.save(rollouts._asdict() | {"prompts": None}, path / f"rank{rank}.pt")
-    with whole_weights(backbone.base):
+    with whole_weights(backbone):
         assert not any(isinstance(parameter, DTensor) for parameter in backbone.parameters())
     layers = backbone.base.get_decoder().layers
+    forest = Forest.pack([[Segment(range(5, 10), [False] * 5), Segment(range(10, 15), [True] * 5, 0)]])
     with torch.no_grad():
-        backbone.base(input_ids=torch.arange(5, 15)[None])
+        backbone.hidden_states(forest)
     assert all(isinstance(parameter, DTensor) for parameter in layers.parameters())
-    # Training goes on: through the root, with gradients of the adapters, gathered layer by layer.
-    loss = backbone.base(input_ids=torch.arange(5, 15)[None], use_cache=False).logits.logsumexp(-1).sum()
-    loss.backward()
+    # Training goes on: with gradients of the adapters, gathered layer by layer.
+    backbone.token_logprobs(forest).logprobs.sum().backward()
     trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     assert trained
     assert all(isinstance(parameter.grad, DTensor) for parameter in trained)
-    assert all(isinstance(parameter, DTensor) for parameter in layers.parameters())
+    assert all(isinstance(parameter, DTensor) for parameter in backbone.parameters())
     dist.destroy_process_group()
 
 
@@ -73,12 +71,3 @@ def test_two_ranks_draw_what_one_draws(fused, sampled_backbone, make_request, tm
         assert torch.equal(drawn["tokens"], expected.tokens)
         assert torch.equal(drawn["finished"], expected.finished)
         torch.testing.assert_close(drawn["logprobs"], expected.logprobs, rtol=0, atol=1e-5)
-
-
-def test_a_whole_model_is_left_alone(sampled_backbone):
-    model = sampled_backbone().base
-    calls = []
-    model.register_forward_hook(lambda *_: calls.append(1))
-    with whole_weights(model):
-        pass
-    assert not calls

@@ -1,0 +1,1 @@
+"""How several processes train together: sharding, and what is refused."""
