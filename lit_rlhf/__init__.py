@@ -23,8 +23,10 @@ _PUBLIC = {
     "RewardModule": "lit_rlhf.algorithms.reward",
     "RewardTerm": "lit_rlhf.losses.reward_terms",
     "SFTModule": "lit_rlhf.algorithms.sft",
+    "SafeCheckpointIO": "lit_rlhf.checkpoints.plugin",
     "ValueHead": "lit_rlhf.models.heads.value_head",
     "load_reward_model": "lit_rlhf.models.heads.reward_model",
+    "open_checkpoint": "lit_rlhf.checkpoints.plugin",
 }
 
 __all__ = [
@@ -43,9 +45,11 @@ __all__ = [
     "RewardModule",
     "RewardTerm",
     "SFTModule",
+    "SafeCheckpointIO",
     "ValueHead",
     "__version__",
     "load_reward_model",
+    "open_checkpoint",
 ]
 
 

@@ -1,7 +1,8 @@
-"""Checkpoints between iterations, for algorithms that take many optimizer steps in one."""
+"""When a run is saved: after validations and every few minutes, or between iterations."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,63 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lit_rlhf.callbacks.health import is_healthy
-from lit_rlhf.callbacks.iterations import iterations_done
+from lit_rlhf.callbacks.iterations import is_settled, iterations_done
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Saves ``step-<n>.ckpt`` and ``last.ckpt`` after each validation, and ``last.ckpt`` every few minutes as well.
+
+    Args:
+        dirpath: folder of the checkpoints; None = where Lightning puts them.
+        minutes: most time between two checkpoints, to the next whole step; 0 = after every step.
+        monitor: name of a logged metric that says which states are best; None = the newest.
+        mode: whether the highest or the lowest value is best.
+        save_top_k: how many numbered states to keep: 0 none, -1 all; without ``monitor`` nothing else than -1, 0, 1.
+
+    Raises:
+        ValueError: if ``minutes`` is negative.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        minutes: float = 5.0,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        save_top_k: int = 1,
+    ) -> None:
+        if minutes < 0:
+            raise ValueError(f"minutes is {minutes}; it is at least 0")
+        super().__init__(
+            dirpath,
+            "step-{step}",
+            monitor,
+            mode=mode,
+            save_top_k=save_top_k,
+            save_last=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        self.minutes = minutes
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count the minutes."""
+        super().on_train_start(trainer, pl_module)
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when the time is up; a state before a validation is saved after it."""
+        is_due = time.monotonic() - self._saved_at >= 60 * self.minutes
+        is_due = trainer.strategy.reduce_boolean_decision(is_due, all=False)
+        if is_due and is_settled(trainer) and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._saved_at = time.monotonic()
 
 
 class IterationCheckpoint(ModelCheckpoint):

@@ -6,6 +6,8 @@ counts the former.
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 
 
@@ -27,3 +29,14 @@ def steps_done(trainer: Trainer) -> int:
 def moment(trainer: Trainer) -> str:
     """Where training is: ``iteration 12``, or ``step 12``."""
     return f"{'iteration' if counts_iterations(trainer.lightning_module) else 'step'} {steps_done(trainer)}"
+
+
+def is_settled(trainer: Trainer) -> bool:
+    """Whether a checkpoint of this moment, the end of a training batch, is one that nothing is lost by.
+
+    Gradients of a step that is not whole are in no checkpoint, and a run that goes on from before a validation leaves
+    that validation out.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    fetcher: Any = trainer.fit_loop._data_fetcher
+    return not loop._should_accumulate() and not loop._should_check_val_fx(fetcher)

@@ -10,6 +10,10 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_rlhf.checkpoints.folder import newest_valid
+
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -37,10 +41,37 @@ def folder_of_checkpoint(checkpoint: str, wanted: Path) -> Path:
         FileNotFoundError: if there is no such checkpoint.
     """
     path = Path(checkpoint)
-    if checkpoint == "last" and not any((wanted / CHECKPOINTS).glob("*.ckpt")):
-        raise FileNotFoundError(f"--ckpt_path=last: {wanted / CHECKPOINTS} holds no checkpoint")
     if not path.suffix and path.name == checkpoint and not path.exists():
         return wanted
     if not path.exists():
         raise FileNotFoundError(f"--ckpt_path={checkpoint}: there is no such checkpoint")
     return path.parent.parent if path.parent.name == CHECKPOINTS else wanted
+
+
+def last_checkpoint(word: str, folder: Path) -> str | None:
+    """The checkpoint that ``--ckpt_path=last`` and ``auto`` mean: the newest one that is whole.
+
+    Args:
+        word: ``last``, or ``auto``, which begins anew where there is none.
+        folder: of the run.
+
+    Returns:
+        Its path; None to begin anew.
+
+    Raises:
+        FileNotFoundError: if there is none, and the word is ``last``.
+        ValueError: if there are some and none can be used.
+    """
+    place = folder / CHECKPOINTS
+    found = newest_valid(place)
+    if found.path is None and found.skipped:
+        raise ValueError("\n".join([f"--ckpt_path={word}: no checkpoint in {place} can be used", *found.skipped]))
+    for reason in found.skipped:
+        rank_zero_info(f"skipped: {reason}")
+    if found.path is not None:
+        rank_zero_info(f"going on from {found.path}")
+        return str(found.path)
+    if word == "last":
+        raise FileNotFoundError(f"--ckpt_path=last: {place} holds no checkpoint (--ckpt_path=auto would begin anew)")
+    rank_zero_info(f"--ckpt_path=auto: {place} holds no checkpoint; the run begins anew")
+    return None

@@ -9,6 +9,8 @@ Where it departs from Lightning's:
 4. Names that begin with ``embedded:`` mean files inside the package; ``config.yaml`` keeps the names.
 5. ``fit`` takes the folder ``trainer.default_root_dir``, or a free one beside it, and leaves there what is needed to
    use what was learnt: see :mod:`lit_rlhf.commands.run_folder`. A callback of the user replaces ours of its kind.
+6. Checkpoints are files that verify themselves; ``--ckpt_path=last`` takes the newest one that is whole, and ``auto``
+   begins anew where there is none. A run that is told to go saves itself first.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -29,12 +32,13 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lit_rlhf.callbacks.checkpoints import IterationCheckpoint
+from lit_rlhf.callbacks.checkpoints import IterationCheckpoint, StepCheckpoint
 from lit_rlhf.callbacks.export import AdapterExport
 from lit_rlhf.callbacks.health import HealthBands
 from lit_rlhf.callbacks.metrics_file import MetricsFile
 from lit_rlhf.callbacks.plots import Plots
 from lit_rlhf.callbacks.predictions import PredictionsFile
+from lit_rlhf.callbacks.preemption import Preemption
 from lit_rlhf.callbacks.progress import Progress
 from lit_rlhf.callbacks.random_state import RandomState
 from lit_rlhf.callbacks.reliability import ReliabilityPlot
@@ -43,9 +47,11 @@ from lit_rlhf.callbacks.samples import SampleTable
 from lit_rlhf.callbacks.score_spread import ScoreSpread
 from lit_rlhf.callbacks.subset_table import SubsetTable
 from lit_rlhf.callbacks.summary import RunSummary
+from lit_rlhf.checkpoints.folder import newest_valid
+from lit_rlhf.checkpoints.plugin import SafeCheckpointIO
 from lit_rlhf.commands.config_errors import explain
 from lit_rlhf.commands.quiet import quieten
-from lit_rlhf.commands.run_folder import CHECKPOINTS, folder_of_checkpoint, free_folder
+from lit_rlhf.commands.run_folder import CHECKPOINTS, folder_of_checkpoint, free_folder, last_checkpoint
 from lit_rlhf.embedded import resolve
 from lit_rlhf.metrics.phases import HasPhases
 
@@ -147,6 +153,9 @@ class TrainingCLI(LightningCLI):
         _link_tokenizer(config)
         _link_objectives(config)
         self._as_written = deepcopy(self.config)
+        self._begins_again = config.ckpt_path == "auto"
+        if config.ckpt_path in ("last", "auto"):
+            config.ckpt_path = last_checkpoint(config.ckpt_path, Path(config.trainer.default_root_dir))
         for part in ("model", "data"):
             if config.get(part) is not None:
                 config[part] = _resolve_all(config[part])
@@ -155,13 +164,15 @@ class TrainingCLI(LightningCLI):
         """Make the Trainer, with our callbacks and logger wherever the user has none of that kind."""
         self.config = self._as_written
         config = self.config_init[self.subcommand].trainer
-        given = config.callbacks or []
-        given = given if isinstance(given, list) else [given]
+        given = _listed(config.callbacks)
         if not any(isinstance(callback, ProgressBar) for callback in given) and config.enable_progress_bar is not False:
             given = [*given, Progress()]
         if not config.fast_dev_run:
             given = [*given, *_missing(self._callbacks(Path(config.default_root_dir)), given)]
-        defaults: dict[str, Any] = {"callbacks": given, "logger": self._loggers(config)}
+        plugins = _listed(config.plugins)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, SafeCheckpointIO()]
+        defaults: dict[str, Any] = {"callbacks": given, "logger": self._loggers(config), "plugins": plugins}
         if config.enable_model_summary is None:
             defaults["enable_model_summary"] = False
         if config.num_sanity_val_steps is None and self.subcommand == "fit" and not config.fast_dev_run:
@@ -200,9 +211,7 @@ class TrainingCLI(LightningCLI):
         # Validation loads `--ckpt_path=last` through the ModelCheckpoint too.
         learns_from_rollouts = isinstance(self.model, HasPhases)
         checkpoint = (
-            IterationCheckpoint(folder / CHECKPOINTS)
-            if learns_from_rollouts
-            else ModelCheckpoint(folder / CHECKPOINTS, "step-{step}", save_last=True, auto_insert_metric_name=False)
+            IterationCheckpoint(folder / CHECKPOINTS) if learns_from_rollouts else StepCheckpoint(folder / CHECKPOINTS)
         )
         if self.subcommand == "predict":
             return [checkpoint, PredictionsFile()]
@@ -210,7 +219,7 @@ class TrainingCLI(LightningCLI):
             return [checkpoint, ReliabilityPlot(), SubsetTable()]
         table = RolloutTable() if learns_from_rollouts else SampleTable()
         watching = [table, HealthBands(), ScoreSpread(), AdapterExport(), Plots(), ReliabilityPlot(), RunSummary()]
-        return [RandomState(), *watching, checkpoint]
+        return [RandomState(), *watching, checkpoint, Preemption(requeue=self._begins_again)]
 
     def _loggers(self, config: Namespace) -> list[Logger] | bool:
         """The user's, behind ours: Lightning takes the folder of the run from the first."""
@@ -278,11 +287,23 @@ def _resolve_all(value: Any) -> Any:
 
 
 def _last_checkpoint(trainer: Trainer) -> str:
-    """The newest checkpoint of this run; empty if there is none."""
+    """The newest checkpoint of this run that is whole; empty if there is none."""
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    paths = [path for callback in kept for path in (callback.last_model_path, callback.best_model_path) if path]
-    return os.path.relpath(paths[0]) if paths else ""
+    folders = [Path(callback.dirpath) for callback in kept if callback.dirpath is not None]
+    found = [path for folder in folders if (path := newest_valid(folder).path) is not None]
+    return os.path.relpath(found[0]) if found else ""
+
+
+def _listed(given: Any) -> list[Any]:
+    """What the user gave, one or several or none, as a list."""
+    return given if isinstance(given, list) else [] if given is None else [given]
 
 
 def _missing(ours: list[Callback], given: list[Callback]) -> list[Callback]:
-    return [callback for callback in ours if not any(isinstance(other, type(callback)) for other in given)]
+    """Ours of those kinds that the user gave none of."""
+    kinds: dict[type, type] = {StepCheckpoint: ModelCheckpoint}
+
+    def is_given(kind: type) -> bool:
+        return any(isinstance(callback, kinds.get(kind, kind)) for callback in given)
+
+    return [callback for callback in ours if not is_given(type(callback))]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from lit_rlhf.algorithms.dpo import DPOModule
 from lit_rlhf.callbacks.metrics_file import read_metrics
+from lit_rlhf.checkpoints.reading import read
 from lit_rlhf.cli import main
 from lit_rlhf.commands import training
 
@@ -209,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(fit,
     assert "pairs.jsonl:" in err
     last = folder / "checkpoints" / "last.ckpt"
     assert f"last good checkpoint: {os.path.relpath(last)}" in err
-    saved = torch.load(last, weights_only=True)["state_dict"]
+    saved = read(last)["state_dict"]
     assert all(bool(weight.isfinite().all()) for weight in saved.values())
     assert not (folder / "adapter_model.safetensors").exists()
 
