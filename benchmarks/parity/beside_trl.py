@@ -1,4 +1,4 @@
-"""What the comparisons of training runs with TRL share: their rows, our Trainer, and the course of a comparison."""
+"""What the comparisons of training runs with TRL share: rows, start, our Trainer, and the course of a comparison."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from transformers import AutoTokenizer
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from datamodules import PreferenceDataModule
+from datamodules import PreferenceDataModule, SFTDataModule
 from lit_rlhf.types import PreferenceBatch
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -38,6 +40,17 @@ def rows_that_fit(path: Path, model: str, max_length: int, num_rows: int | None 
     return rows
 
 
+def write_adapter(model: str, folder: Path) -> None:
+    """A LoRA adapter on all linear layers, random on both sides."""
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    adapted.save_pretrained(folder)
+
+
 def write_rows(rows: list[dict[str, Any]], file: Path) -> str:
     """Write rows as .jsonl; the file's name."""
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -58,9 +71,15 @@ def tokens_of(batch: PreferenceBatch) -> dict[int, dict[str, list[int]]]:
     return tokens
 
 
-def fit(module: LightningModule, rows: str, plan: Plan, watch: Callback) -> Trainer:
+def fit(
+    module: LightningModule,
+    rows: str,
+    plan: Plan,
+    watch: Callback,
+    kind: type[PreferenceDataModule | SFTDataModule] = PreferenceDataModule,
+) -> Trainer:
     """Train as TRL's side does: rows in order, every step logged. Our token budget changes no number."""
-    data = PreferenceDataModule(
+    data = kind(
         rows,
         tokenizer=plan["model"],
         batch_size=plan["batch_size"],

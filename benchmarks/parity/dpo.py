@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from beside_trl import Plan, fit, parser, rows_that_fit, run_both, tokens_of, write_rows
+from beside_trl import Plan, fit, parser, rows_that_fit, run_both, tokens_of, write_adapter, write_rows
 from lightning.pytorch import Callback, LightningModule, Trainer
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 import lit_rlhf.losses
 from lit_rlhf import BackboneConfig, DPOModule
@@ -41,17 +39,6 @@ NUMBERS: dict[str, Any] = {
     "lr": 1e-3,
     "max_grad_norm": 7.0,
 }
-
-
-def write_adapter(model: str, folder: Path) -> None:
-    """A LoRA adapter on all linear layers, random on both sides."""
-    torch.manual_seed(0)
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0)
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-    adapted.save_pretrained(folder)
 
 
 class Losses(Callback):

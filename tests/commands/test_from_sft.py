@@ -22,6 +22,11 @@ FEW = ("--trainer.max_steps=3", "--trainer.limit_val_batches=2", "--trainer.log_
 
 STILL = ("--model.optimizer.lr=0", "--data.shuffle_buffer=0")
 """A run that learns nothing ends as it began."""
+PAIRS = (
+    "--data.train=embedded:dpo_train.jsonl",
+    "--data.validation=embedded:dpo_validation.jsonl",
+    "--data.batch_size=4",
+)
 
 
 def run(name, folder, *words):
@@ -83,7 +88,7 @@ def test_a_reward_model_begins_on_the_sft_model(sft_run, tmp_path):
     folder, start = sft_run
     is_adapter = "adapter" in start
     words = [f"--model.backbone.lora.enabled={is_adapter}".lower()]
-    run("reward", tmp_path / "reward", start, *STILL, "--data.batch_size=4", *words)
+    run("reward", tmp_path / "reward", start, *STILL, *PAIRS, *words)
     assert (tmp_path / "reward" / "reward_model.json").is_file()
     file = "adapter_model.safetensors" if is_adapter else "model.safetensors"
     ours, theirs = load_file(tmp_path / "reward" / file), load_file(folder / file)
