@@ -108,8 +108,7 @@ def measured_cache_bytes(backbone: Backbone) -> float:
     """The same, of a cache that is there."""
     with torch.no_grad():
         cache = ForestDecoder(backbone, [[1, 5, 6], [1, 7, 8]], [0, 0, 1], capacity=5).cache
-    held = [part for pair in (*cache._prompts, *cache._responses) for part in pair]
-    return sum(part.nbytes for part in held) / cache.num_tokens
+    return cache.num_bytes / cache.num_tokens
 
 
 def total_bytes(found: dict[str, int]) -> int:

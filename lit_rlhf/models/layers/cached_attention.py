@@ -1,98 +1,146 @@
 """Attention of the newest token of many responses over a cache: prompts once, responses beside them.
 
 The row that a model sees holds the newest token of every living response. Each attends to its prompt, whose keys are
-stored once for all responses to it, and to its own response; the two parts are joined by the logarithms of their
-softmax sums (Juravsky et al., "Hydragen", arXiv 2402.05099). Responses to one prompt ask as queries of one call. What
-ends leaves: the last living row moves into its place, so that the living stay in front and little is copied.
+stored once for all responses to it (the idea is that of Juravsky et al., "Hydragen", arXiv 2402.05099), and to its own
+response. Scores over both stand in one buffer, prompts flush right and responses behind them, so that one softmax joins
+them and a sliding window is a range of columns.
 
-Shape letters: B living responses, P their prompts, W tokens of the longest prompt, R of the longest possible response,
-J key-value heads, G query heads on each, D head dimension.
+A step reads the whole cache, so prompts are not padded to the longest: consecutive ones of like length form a
+*block*, as long as reading the padding costs less than one more call. What ends leaves, and those behind it move up.
+
+Shape letters: B living responses, P prompts, W tokens of the longest one, R of the longest possible response; p prompts
+of a block, n responses to them, w tokens of its longest; J key-value heads, G query heads on each, D head dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import count
-from typing import Any
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_FLASH_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+from lit_rlhf.models.layers.step_parts import StepParts
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one layer, of the same shape but for the last dimension."""
+
+_CALL_BYTES = {"cpu": 2**18}
+"""Bytes that are read in the time that one more call takes; 32 MiB elsewhere, which is not measured."""
+
+
+class _Block(NamedTuple):
+    """Consecutive prompts and the living responses to them.
+
+    Args:
+        rows: range of the responses.
+        columns: range of the scores, as wide as the longest prompt.
+        num_prompts: p.
+        lanes: most responses to one of the prompts.
+        cells: (n,) int64, place of each response among p * lanes.
+    """
+
+    rows: slice
+    columns: slice
+    num_prompts: int
+    lanes: int
+    cells: Tensor
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(p * J, lanes * G, N): what stands in the rows of the block (of B, J, G, N), side by side for each prompt."""
+        x = x[self.rows]
+        if self.lanes == 1:
+            return x.flatten(0, 1)
+        grid = x.new_zeros(self.num_prompts * self.lanes, *x.shape[1:]).index_copy_(0, self.cells, x)
+        return grid.unflatten(0, (-1, self.lanes)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+    def gathered(self, x: Tensor, groups: int) -> Tensor:
+        """(n, J, G, N): the way back."""
+        x = x.unflatten(0, (self.num_prompts, -1))
+        if self.lanes == 1:
+            return x
+        return x.unflatten(2, (-1, groups)).transpose(1, 2).flatten(0, 1).index_select(0, self.cells)
 
 
 class CachedRows:
     """Keys and values of prompts and responses, and the layout of a row of newest tokens, one per response.
 
     Args:
-        prompts: keys and values (P, J, W, D) of each layer.
-        lengths: tokens of each prompt.
-        owners: number of the prompt of each response (B).
+        prompts: keys (J, T, D) and values of each layer: all prompts one after another.
+        lengths: tokens of each prompt, at least one.
+        owners: number of the prompt of each response (B), ascending.
         capacity: most tokens of a response that will be cached (R).
+        parts: what the layers compute with.
 
     Attributes:
         num_new: tokens of every response, the newest included.
-        parts: what each layer computes with, for layers that look it up.
     """
 
     rows = None
     last_layer = None
 
     def __init__(
-        self, prompts: Sequence[KeyValue], lengths: Sequence[int], owners: Sequence[int], capacity: int
+        self,
+        prompts: Iterable[KeyValue],
+        lengths: Sequence[int],
+        owners: Sequence[int],
+        capacity: int,
+        parts: StepParts | None = None,
     ) -> None:
-        self._prompts = list(prompts)
-
-        def room(x: Tensor) -> Tensor:
-            return x.new_empty(len(owners), x.shape[1], capacity, x.shape[3])
-
-        self._responses = [(room(keys), room(values)) for keys, values in prompts]
-        self._lengths = list(lengths)
-        self._owners = list(owners)
-        self._device = prompts[0][0].device
+        self.parts = parts or StepParts()
         self.num_new = 0
-        self.parts: dict[int, Any] = {}
-        self._masks: dict[tuple[int | None, torch.dtype], Tensor | None] = {}
+        self._lengths, self._owners = list(lengths), list(owners)
+        self._prompts: list[list[KeyValue]] = []
+        self._responses: list[KeyValue] = []
+        for keys, values in prompts:
+            if not self._prompts:
+                self._device = keys.device
+                self._sizes = _block_sizes(lengths, keys[:, 0].nbytes + values[:, 0].nbytes, keys.device)
+            blocks = (_in_blocks(x, lengths, self._sizes) for x in (keys, values))
+            self._prompts.append(list(zip(*blocks, strict=True)))
+            self._responses.append((_room(keys, len(owners), capacity), _room(values, len(owners), capacity)))
         self._place()
 
     @property
     def num_tokens(self) -> int:
         """Tokens that there is room for."""
-        (prompts, _), (responses, _) = self._prompts[0], self._responses[0]
-        return prompts.shape[0] * prompts.shape[2] + responses.shape[0] * responses.shape[2]
+        keys = [self._responses[0][0], *(keys for keys, _ in self._prompts[0])]
+        return sum(x.shape[0] * x.shape[2] for x in keys)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all that is cached."""
+        pairs = [*self._responses, *(block for blocks in self._prompts for block in blocks)]
+        return sum(x.nbytes for pair in pairs for x in pair)
 
     def positions(self) -> Tensor:
         """(B,) int64, depth of the newest token of each response."""
-        return torch.tensor([self._lengths[owner] for owner in self._owners], device=self._device) + self.num_new - 1
+        return self._row_lengths + self.num_new - 1
 
     def advance(self) -> None:
         """Make room for one more token of each response."""
         self.num_new += 1
         self._masks.clear()
 
-    def keep(self, living: Sequence[int]) -> list[int]:
-        """Go on with some responses alone.
+    def keep(self, living: Sequence[int]) -> None:
+        """Go on with some responses alone; their order stays.
 
         Args:
             living: their places, ascending.
-
-        Returns:
-            Their old places in their new order.
         """
-        order = _fill_holes(living)
-        _move(self._responses, order)
-        owners = [self._owners[place] for place in order]
-        prompt_order = _fill_holes(sorted(set(owners)))
-        _move(self._prompts, prompt_order)
-        place_of = {old: new for new, old in enumerate(prompt_order)}
-        self._lengths = [self._lengths[old] for old in prompt_order]
-        self._owners = [place_of[owner] for owner in owners]
-        self._masks.clear()
+        owners = [self._owners[place] for place in living]
+        staying = sorted(set(owners))
+        places = [[number - block.start for number in staying if number in block] for block in _ranges(self._sizes)]
+        self._lengths = [self._lengths[number] for number in staying]
+        self._owners = [staying.index(owner) for owner in owners]
+        self._sizes = [len(block) for block in places if block]
         self._place()
-        return order
+        for layer, (blocks, pair) in enumerate(zip(self._prompts, self._responses, strict=True)):
+            self._responses[layer] = _moved_up(pair, living, self.num_new)
+            moved = [_moved_up(block, stay) for block, stay in zip(blocks, places, strict=True) if stay]
+            widths = [block.columns.stop - block.columns.start for block in self._blocks]
+            self._prompts[layer] = [(k[:, :, -w:], v[:, :, -w:]) for (k, v), w in zip(moved, widths, strict=True)]
 
     def attend(
         self,
@@ -110,106 +158,96 @@ class CachedRows:
             layer: number of the layer.
             query: (1, J * G, B, D), of the newest tokens.
             key: (1, J, B, D).
-            value: the same shape.
+            value: the same shape but for the last dimension.
             scaling: of the scores; 1 / sqrt(D) where None.
             window: the latest tokens that a query sees, itself included; None = all.
             softcap: bound of the scores; None = off.
         """
+        keys, values = (x[:, :, : self.num_new] for x in self._responses[layer])
+        keys[:, :, -1], values[:, :, -1] = key[0].transpose(0, 1), value[0].transpose(0, 1)
         query = query[0].transpose(0, 1).unflatten(1, (key.shape[1], -1))
-        keys, values = self._responses[layer]
-        keys[:, :, self.num_new - 1], values[:, :, self.num_new - 1] = key[0].transpose(0, 1), value[0].transpose(0, 1)
-        seen = slice(max(0, self.num_new - (window or self.num_new)), self.num_new)
-        own, own_norm = attend(query, keys[:, :, seen], values[:, :, seen], None, scaling, softcap)
-        if window is None or window > self.num_new:
-            given, given_norm = self._attend_prompts(layer, query, scaling, window, softcap)
-            own = own.lerp(given, torch.sigmoid(given_norm - own_norm)[..., None].to(own.dtype))
-        return own.flatten(1, 2)[None]
-
-    def _attend_prompts(
-        self, layer: int, query: Tensor, scaling: float | None, window: int | None, softcap: float | None
-    ) -> tuple[Tensor, Tensor]:
-        """Output (B, J, G, D) over the prompts alone, and the logarithms (B, J, G) of the softmax sums."""
-        keys, values = (x[:, :, : self._width] for x in self._prompts[layer])
-        mask = self._mask(window, query.dtype)
-        if self._cells is None:
-            return attend(query, keys, values, mask, scaling, softcap)
         groups = query.shape[2]
-        grid = query.new_zeros(len(self._lengths) * self._lanes, *query.shape[1:])
-        grid[self._cells] = query
-        grid = grid.unflatten(0, (-1, self._lanes)).transpose(1, 2).flatten(2, 3)  # (P, J, lanes * G, D)
-        output, norm = attend(grid, keys, values, mask, scaling, softcap)
-        output, norm = (x.unflatten(2, (-1, groups)).transpose(1, 2).flatten(0, 1) for x in (output, norm))
-        return output[self._cells], norm[self._cells]
+        sees_prompts = window is None or window > self.num_new
+        prompts = list(zip(self._blocks, self._prompts[layer], strict=True)) if sees_prompts else []
+        scores = query.new_zeros(*query.shape[:3], self._width + self.num_new, dtype=torch.float32)
+        scores[..., self._width :] = query @ keys.transpose(-1, -2)
+        for block, (block_keys, _) in prompts:
+            scored = torch.bmm(block.spread(query), block_keys.flatten(0, 1).transpose(1, 2))
+            scores[block.rows, ..., block.columns] = block.gathered(scored, groups)
+        scores *= query.shape[-1] ** -0.5 if scaling is None else scaling
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        weights = torch.softmax(scores.add_(self._mask(window)), dim=-1).to(value.dtype)
+        output = weights[..., self._width :] @ values
+        for block, (_, block_values) in prompts:
+            given = torch.bmm(block.spread(weights[..., block.columns]), block_values.flatten(0, 1))
+            output[block.rows] += block.gathered(given, groups)
+        return output.flatten(1, 2)[None]
 
-    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """Additive mask (P, 1, 1, W) of the prompts; None = all of every prompt is seen."""
-        key = (window, dtype)
-        if key not in self._masks:
-            lengths = torch.tensor(self._lengths, device=self._device)[:, None, None, None]
-            at = torch.arange(self._width, device=self._device)
-            seen = at < lengths
-            if window is not None:
-                seen &= lengths + (self.num_new - 1) - at < window
-            # Finite, as a prompt may be out of sight altogether.
-            zeros = torch.zeros(seen.shape, dtype=dtype, device=self._device)
-            self._masks[key] = None if bool(seen.all()) else zeros.masked_fill_(~seen, torch.finfo(dtype).min / 2)
-        return self._masks[key]
+    def _mask(self, window: int | None) -> Tensor:
+        """Additive mask (B, 1, 1, W + num_new): -inf before the prompt and outside of the window."""
+        if window not in self._masks:
+            end = self._width + self.num_new
+            first = (self._width - self._row_lengths).clamp(min=0 if window is None else end - window)
+            hidden = (torch.arange(end, device=self._device) < first[:, None])[:, None, None]
+            self._masks[window] = torch.zeros(hidden.shape, device=self._device).masked_fill_(hidden, -torch.inf)
+        return self._masks[window]
 
     def _place(self) -> None:
-        """Where the queries of each response stand among those of its prompt: in lanes, one per living response."""
+        """Where the living stand."""
+        self._masks: dict[int | None, Tensor] = {}
         self._width = max(self._lengths)
-        lanes = [count() for _ in self._lengths]
-        lane_of = [next(lanes[owner]) for owner in self._owners]
-        self._lanes = max(lane_of) + 1
-        cells = [owner * self._lanes + lane for owner, lane in zip(self._owners, lane_of, strict=True)]
-        is_grid = cells == list(range(len(self._lengths))) and self._lanes == 1
-        self._cells = None if is_grid else torch.tensor(cells, device=self._device)
+        self._row_lengths = torch.tensor([self._lengths[owner] for owner in self._owners], device=self._device)
+        self._blocks = []
+        row = 0
+        for prompts in _ranges(self._sizes):
+            counts = [self._owners.count(number) for number in prompts]
+            width, lanes = max(self._lengths[number] for number in prompts), max(counts)
+            cells = [number * lanes + lane for number, count in enumerate(counts) for lane in range(count)]
+            rows, columns = slice(row, row + sum(counts)), slice(self._width - width, self._width)
+            self._blocks.append(_Block(rows, columns, len(prompts), lanes, torch.tensor(cells, device=self._device)))
+            row = rows.stop
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Softmax attention of every query over all keys of its head, and the logarithms of its softmax sums.
-
-    Args:
-        query: (B, J, Q, D).
-        key: (B, J, K, D).
-        value: (B, J, K, D).
-        mask: (B, 1, 1, K), added to the scores; None = nothing is.
-        scaling: of the scores; 1 / sqrt(D) where None.
-        softcap: bound of the scores; None = off.
-
-    Returns:
-        (B, J, Q, D), and (B, J, Q) float32.
-    """
-    if query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]:
-        output, norm = _FLASH_ON_CPU(query, key, value, attn_mask=mask, scale=scaling)
-        return output, norm
-    scores = (query @ key.transpose(-1, -2)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores if mask is None else scores + mask
-    norm = scores.logsumexp(-1)
-    return (scores - norm[..., None]).exp_().to(value.dtype) @ value, norm
+def _block_sizes(lengths: Sequence[int], token_bytes: int, device: torch.device) -> list[int]:
+    """Numbers of consecutive prompts that are padded to the longest of them."""
+    spare = _CALL_BYTES.get(device.type, 2**25) // token_bytes
+    blocks: list[list[int]] = []
+    for length in lengths:
+        block = [*blocks[-1], length] if blocks else []
+        if block and len(block) * max(block) - sum(block) <= spare:
+            blocks[-1] = block
+        else:
+            blocks.append([length])
+    return [len(block) for block in blocks]
 
 
-def _fill_holes(living: Sequence[int]) -> list[int]:
-    """Places of the living, each that lies in front left where it is and the holes filled from the back."""
-    late = [place for place in living if place >= len(living)]
-    early = set(living)
-    return [place if place in early else late.pop() for place in range(len(living))]
+def _ranges(sizes: Sequence[int]) -> list[range]:
+    """Consecutive ranges of these sizes, from zero on."""
+    return [range(end - size, end) for end, size in zip(accumulate(sizes), sizes, strict=True)]
 
 
-def _move(layers: list[KeyValue], order: Sequence[int]) -> None:
-    """Let the first places hold what ``order`` names, and forget the rest; only what changes its place is copied."""
-    moved = [(old, new) for new, old in enumerate(order) if old != new]
-    for number, pair in enumerate(layers):
-        for old, new in moved:
-            for x in pair:
-                x[new] = x[old]
-        layers[number] = (pair[0][: len(order)], pair[1][: len(order)])
+def _in_blocks(x: Tensor, lengths: Sequence[int], sizes: Sequence[int]) -> list[Tensor]:
+    """(p, J, w, D) of each block out of (J, T, D). Cells before a prompt repeat its first token; a mask hides them."""
+    spans, blocks = _ranges(lengths), []
+    for prompts in _ranges(sizes):
+        width = max(lengths[number] for number in prompts)
+        cells = [max(spans[number].stop - at, spans[number].start) for number in prompts for at in range(width, 0, -1)]
+        block = x.index_select(1, torch.tensor(cells, device=x.device)).unflatten(1, (-1, width))
+        blocks.append(block.transpose(0, 1).contiguous())
+    return blocks
+
+
+def _room(like: Tensor, num_rows: int, capacity: int) -> Tensor:
+    """(num_rows, J, capacity, D)."""
+    return like.new_empty(num_rows, like.shape[0], capacity, like.shape[2])
+
+
+def _moved_up(pair: KeyValue, places: Sequence[int], filled: int | None = None) -> KeyValue:
+    """The rows at ``places``, ascending, in front and the rest forgotten; only what changes its place is copied."""
+    first = next((new for new, old in enumerate(places) if new != old), len(places))
+    late = torch.tensor(places[first:], dtype=torch.int64, device=pair[0].device)
+    if len(late):
+        for x in pair:
+            x[first : len(places), :, :filled] = x[:, :, :filled].index_select(0, late)
+    return pair[0][: len(places)], pair[1][: len(places)]

@@ -83,13 +83,10 @@ class _FusedLayer(GradientCheckpointingLayer):
         return states if layout.rows is None else states.index_select(1, layout.rows)
 
     def _parts_for(self, hidden_states: Tensor, layout: ForestLayout | CachedRows) -> _Parts | None:
-        """What to compute with. Looked for once while responses are drawn, as nothing is switched meanwhile."""
+        """What to compute with."""
         if not isinstance(layout, CachedRows):
             return self._parts(hidden_states)
-        layer = self.self_attn.layer_idx
-        if layer not in layout.parts:
-            layout.parts[layer] = self._parts(hidden_states)
-        return layout.parts[layer]
+        return layout.parts.of(self.self_attn.layer_idx, lambda: self._parts(hidden_states), hidden_states.dtype)
 
     def _parts(self, hidden_states: Tensor) -> _Parts | None:
         """What to compute with; None if something does not fit."""
@@ -117,8 +114,8 @@ class _FusedLayer(GradientCheckpointingLayer):
             (query,) = _project(residual, parts.input_norm, parts.query)
             key, value = _project(inputs, parts.input_norm, parts.key, parts.value)
         attended = self._attend(query, key, value, layout, **kwargs)
-        hidden = _AddProjection.apply(residual, attended, parts.output, *_adapters(parts.output))
-        return _AddGatedMlp.apply(hidden, parts, *_adapters(parts.gate, parts.up, parts.down))
+        hidden = _AddProjection.of(residual, attended, parts.output, *_adapters(parts.output))
+        return _AddGatedMlp.of(hidden, parts, *_adapters(parts.gate, parts.up, parts.down))
 
     def _attend(
         self,
@@ -136,10 +133,10 @@ class _FusedLayer(GradientCheckpointingLayer):
         if isinstance(attention, Qwen3Attention):
             query, key = attention.q_norm(query), attention.k_norm(key)
         cos, sin = (x[0].unsqueeze(1) for x in position_embeddings)
-        key = _Rotation.apply(key, cos, sin)
+        key = _Rotation.of(key, cos, sin)
         if layout.rows is not None:
             cos, sin = cos.index_select(0, layout.rows), sin.index_select(0, layout.rows)
-        query = _Rotation.apply(query, cos, sin)
+        query = _Rotation.of(query, cos, sin)
         query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
         options = {
             "dropout": attention.attention_dropout if self.training else 0.0,
@@ -215,10 +212,26 @@ def _adapters(*projections: Projection) -> list[Tensor | None]:
 
 def _project(inputs: Tensor, norm: _Norm, *projections: Projection) -> tuple[Tensor, ...]:
     """Outputs (T, O) of linear layers that read normed ``inputs`` (T, H)."""
-    return _NormedProjections.apply(inputs, norm, projections, *_adapters(*projections))
+    return _NormedProjections.of(inputs, norm, projections, *_adapters(*projections))
 
 
-class _NormedProjections(torch.autograd.Function):
+class _Function(torch.autograd.Function):
+    """A step of autograd that costs no more than its forward pass where nothing is differentiated."""
+
+    @classmethod
+    def of(cls, *args: Any) -> Any:
+        """``apply``; autograd takes longer to enter a step than a step takes that computes few rows."""
+        return cls.apply(*args) if torch.is_grad_enabled() else cls.forward(_Nothing(), *args)
+
+
+class _Nothing:
+    """The context of a step that no backward pass follows."""
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Keep none of them."""
+
+
+class _NormedProjections(_Function):
     """``norm(x) W^T`` for several W. Keeps x and its 1/rms."""
 
     @staticmethod
@@ -245,7 +258,7 @@ class _NormedProjections(torch.autograd.Function):
         return gradient, None, None, *adapters
 
 
-class _Rotation(torch.autograd.Function):
+class _Rotation(_Function):
     """Rotary positions on (T, heads, D): pairs (i, i + D / 2) turn by the angles (T, 1, D). Keeps the angles alone."""
 
     @staticmethod
@@ -268,7 +281,7 @@ def _rotated(inputs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return output
 
 
-class _AddProjection(torch.autograd.Function):
+class _AddProjection(_Function):
     """``residual + x W^T``. Keeps x."""
 
     @staticmethod
@@ -290,7 +303,7 @@ class _AddProjection(torch.autograd.Function):
         return gradient, for_inputs, None, *adapter
 
 
-class _AddGatedMlp(torch.autograd.Function):
+class _AddGatedMlp(_Function):
     """``x + down(silu(gate(n)) * up(n))``, n = norm(x). Keeps x, its 1/rms, gate(n) and up(n)."""
 
     @staticmethod

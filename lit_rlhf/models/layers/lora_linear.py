@@ -25,6 +25,9 @@ from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+_PACKED_FOR = 16
+"""Rows that a packed weight is laid out for."""
+
 
 class Adapter(NamedTuple):
     """A low-rank update of a weight.
@@ -60,15 +63,33 @@ class Projection(NamedTuple):
     quant_state: bitsandbytes.functional.QuantState | None = None
     adapter: Adapter | None = None
 
+    @property
+    def num_weights(self) -> int:
+        """O * I."""
+        return (self.weight if self.quant_state is None else self.quant_state).shape.numel()
+
     def weight_for(self, inputs: Tensor) -> Tensor:
         """(O, I) the weight, in the type of ``inputs`` (T, I), with the adapter in it where that is folded."""
-        weight = self.weight
-        if self.quant_state is not None:
-            weight = bitsandbytes.functional.dequantize_4bit(weight.data, self.quant_state).to(inputs.dtype)
-        if self.adapter is not None and self.adapter.is_folded(inputs):
-            a, b, scale = self.adapter
-            weight = torch.addmm(weight, b.to(weight.dtype), a.to(weight.dtype), alpha=scale)
-        return weight
+        is_folded = self.adapter is not None and self.adapter.is_folded(inputs)
+        return self._folded(inputs.dtype) if is_folded else self._dense(inputs.dtype)
+
+    def packed(self) -> Projection:
+        """The same layer for float32 inputs on a CPU, its adapter in a copy of the weight that few rows read faster."""
+        return Projection(torch.ops.mkldnn._reorder_linear_weight(self._folded(torch.float32), _PACKED_FOR), self.bias)
+
+    def _dense(self, dtype: torch.dtype) -> Tensor:
+        """(O, I) the frozen weight alone."""
+        if self.quant_state is None:
+            return self.weight
+        return bitsandbytes.functional.dequantize_4bit(self.weight.data, self.quant_state).to(dtype)
+
+    def _folded(self, dtype: torch.dtype) -> Tensor:
+        """(O, I) the weight with the adapter in it."""
+        weight = self._dense(dtype)
+        if self.adapter is None:
+            return weight
+        a, b, scale = self.adapter
+        return torch.addmm(weight, b.to(weight.dtype), a.to(weight.dtype), alpha=scale)
 
 
 def projection_of(module: nn.Module, dtype: torch.dtype) -> Projection | None:
@@ -121,12 +142,22 @@ def projected(inputs: Tensor, projections: Sequence[Projection]) -> tuple[Tensor
     outputs = []
     for projection in projections:
         bias = None if projection.bias is None else projection.bias.to(inputs.dtype)
-        output = nn.functional.linear(inputs, projection.weight_for(inputs), bias)
+        product = _packed_product if projection.weight.is_mkldnn else nn.functional.linear
+        output = product(inputs, projection.weight_for(inputs), bias)
         adapter = projection.adapter
         if adapter is not None and not adapter.is_folded(inputs):
             output.addmm_(next(lows), adapter.b.to(output.dtype).T, alpha=adapter.scale)
         outputs.append(output)
     return tuple(outputs)
+
+
+def _packed_product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x W^T + c`` (T, O) by oneDNN, for a weight that is packed."""
+    # Four rows cost less than one to three, and oneDNN keeps code, half a MiB, for each number of rows that it meets.
+    num_rows = inputs.shape[0]
+    if num_rows % 4:
+        inputs = nn.functional.pad(inputs, (0, 0, 0, -num_rows % 4))
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")[:num_rows]
 
 
 def projected_backward(

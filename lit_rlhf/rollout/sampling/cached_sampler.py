@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.layers.lm_head import head_parameters
+from lit_rlhf.models.layers.step_parts import StepParts
 from lit_rlhf.models.loading import evaluating
 from lit_rlhf.models.whole import whole_weights
 from lit_rlhf.rollout.sampling.categorical import draw_tokens, uniforms
@@ -32,17 +33,21 @@ class CachedSampler:
     Args:
         max_rows: most responses that are drawn at once.
         max_cache_tokens: most tokens that the cache has room for; a response that needs more is drawn alone.
+        max_copy_mib: most memory, in MiB, for copies of weights with their adapters folded in, which are read faster
+            while responses are drawn: on a CPU in float32 alone; 0 = none. They are gone when the responses are there.
     """
 
     is_exact = True
 
-    def __init__(self, max_rows: int = 64, max_cache_tokens: int = 65_536) -> None:
-        if max_rows < 1 or max_cache_tokens < 1:
+    def __init__(self, max_rows: int = 64, max_cache_tokens: int = 65_536, max_copy_mib: int = 1024) -> None:
+        if max_rows < 1 or max_cache_tokens < 1 or max_copy_mib < 0:
             raise ValueError(
-                f"sampler.max_rows is {max_rows} and max_cache_tokens is {max_cache_tokens}; both are at least 1"
+                f"sampler.max_rows is {max_rows}, max_cache_tokens is {max_cache_tokens} and max_copy_mib is "
+                f"{max_copy_mib}; the first two are at least 1, the last is not negative"
             )
         self.max_rows = max_rows
         self.max_cache_tokens = max_cache_tokens
+        self.max_copy_mib = max_copy_mib
 
     @torch.no_grad()
     def __call__(self, backbone: Backbone, request: SamplingRequest) -> Rollouts:
@@ -55,7 +60,7 @@ class CachedSampler:
         check_request(request)
         backbone.prepare()
         with evaluating(backbone), whole_weights(backbone):
-            responses = _Responses(backbone, request)
+            responses = _Responses(backbone, request, self.max_copy_mib)
             for rows in self._batches(request, shares_prompts=backbone.layout == "forest"):
                 responses.draw(rows)
         return responses.rollouts()
@@ -80,9 +85,10 @@ class CachedSampler:
 class _Responses:
     """The responses of one request while they are drawn."""
 
-    def __init__(self, backbone: Backbone, request: SamplingRequest) -> None:
+    def __init__(self, backbone: Backbone, request: SamplingRequest, max_copy_mib: int) -> None:
         options, device = request.options, backbone.base.device
         self.backbone, self.request = backbone, request
+        self.parts = StepParts(max_copy_mib * 2**20)
         self.stopping = Stopping([*request.stop_tokens, *options.stop_tokens], options.stop_strings, request.tokenizer)
         self.weight, self.bias = head_parameters(backbone.base)
         self.num_tokens = min(len(request.tokenizer), self.weight.shape[0])
@@ -95,22 +101,24 @@ class _Responses:
 
     def draw(self, batch: Sequence[int]) -> None:
         """Draw the responses with these numbers."""
-        owners = [row // self.request.options.num_responses for row in batch]
-        prompts = list(dict.fromkeys(self.request.prompts[owner].tokens for owner in owners))
+        prompt_of = {row: self.request.prompts[row // self.request.options.num_responses].tokens for row in batch}
+        prompts = list(dict.fromkeys(prompt_of.values()))
         number_of = {prompt: number for number, prompt in enumerate(prompts)}
-        copies = [number_of[self.request.prompts[owner].tokens] for owner in owners]
+        batch = sorted(batch, key=lambda row: number_of[prompt_of[row]])
+        owners = [number_of[prompt_of[row]] for row in batch]
         decoder: ForestDecoder | PaddedDecoder
         if self.backbone.layout == "forest":
-            decoder = ForestDecoder(self.backbone, prompts, copies, self.request.options.max_new_tokens)
+            decoder = ForestDecoder(self.backbone, prompts, owners, self.request.options.max_new_tokens, self.parts)
         else:
-            decoder = PaddedDecoder(self.backbone, prompts, copies)
+            decoder = PaddedDecoder(self.backbone, prompts, owners)
         rows = torch.tensor(batch, device=self.lengths.device)
         while True:
             living = self._grow(rows, self._logits(decoder.states)).tolist()
             if not living:
                 return
             if len(living) < len(rows):
-                rows = rows[decoder.keep(living)]
+                decoder.keep(living)
+                rows = rows[living]
             decoder.step(self.tokens[rows, self.lengths[rows] - 1])
 
     def _logits(self, states: Tensor) -> Tensor:

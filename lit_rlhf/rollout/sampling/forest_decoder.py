@@ -13,6 +13,7 @@ from torch import Tensor
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.layers.attention import ForestLayout
 from lit_rlhf.models.layers.cached_attention import CachedRows, KeyValue
+from lit_rlhf.models.layers.step_parts import StepParts
 from lit_rlhf.types import Forest, Segment
 
 PREFILL_TOKENS = 4096
@@ -25,62 +26,50 @@ class ForestDecoder:
     Args:
         backbone: computes in the role that it plays; its layout is the forest.
         prompts: token ids of each prompt, each computed once.
-        owners: number of the prompt of each response (B).
+        owners: number of the prompt of each response (B), ascending.
         capacity: most tokens of a response that will be appended.
+        parts: what the layers compute a step with; shared by all decoders of one role while nothing is trained.
 
     Attributes:
         states: (B, H) last hidden states of the newest tokens.
     """
 
     def __init__(
-        self, backbone: Backbone, prompts: Sequence[Sequence[int]], owners: Sequence[int], capacity: int
+        self,
+        backbone: Backbone,
+        prompts: Sequence[Sequence[int]],
+        owners: Sequence[int],
+        capacity: int,
+        parts: StepParts | None = None,
     ) -> None:
         self._decoder = backbone.base.get_decoder()
         self._device = backbone.base.device
-        lengths = [len(prompt) for prompt in prompts]
-        parts = [self._prefill(part, max(lengths)) for part in _parts(prompts)]
-        self.states = torch.cat([states for states, _ in parts])[torch.tensor(owners, device=self._device)]
-        layers = [(torch.cat(keys), torch.cat(values)) for keys, values in _by_layer([kv for _, kv in parts])]
-        del parts
-        self.cache = CachedRows(layers, lengths, owners, capacity)
+        computed = [self._prefill(part) for part in _parts(prompts)]
+        self.states = torch.cat([states for states, _ in computed])[torch.tensor(owners, device=self._device)]
+        layers = _by_layer([kept for _, kept in computed])
+        self.cache = CachedRows(layers, [len(prompt) for prompt in prompts], owners, capacity, parts)
 
-    def keep(self, living: Sequence[int]) -> list[int]:
-        """Go on with some responses alone.
+    def keep(self, living: Sequence[int]) -> None:
+        """Go on with some responses alone; their order stays.
 
         Args:
             living: their places, ascending.
-
-        Returns:
-            Their old places in their new order.
         """
-        order = self.cache.keep(living)
-        self.states = self.states[torch.tensor(order, device=self._device)]
-        return order
+        self.cache.keep(living)
+        self.states = self.states[torch.tensor(living, device=self._device)]
 
     def step(self, tokens: Tensor) -> None:
         """Append tokens (B,) int64; ``states`` become those of the new tokens."""
         self.cache.advance()
         self.states = self._forward(tokens, self.cache.positions(), self.cache)
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], width: int) -> tuple[Tensor, list[KeyValue]]:
-        """Hidden states (P, H) of the last tokens; keys and values (P, J, W, D) of each layer."""
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, dict[int, KeyValue]]:
+        """Hidden states (P, H) of the last tokens; keys and values (J, T, D) of each layer."""
         forest = Forest.pack([[Segment(prompt, [False] * len(prompt))] for prompt in prompts]).to(self._device)
-        starts = torch.tensor(forest.starts, device=self._device)
         last = torch.tensor(forest.ends, device=self._device)
-        # Cells behind a prompt repeat its last token; the mask hides them.
-        cells = (starts[:, None] + torch.arange(width, device=self._device)).minimum(last[:, None]).flatten()
-
-        def padded(x: Tensor) -> Tensor:
-            """(P, J, W, D) of (1, J, T, D)."""
-            rows = x[0].transpose(0, 1).index_select(0, cells)
-            return rows.unflatten(0, (-1, width)).transpose(1, 2).contiguous()
-
         kept: dict[int, KeyValue] = {}
-        layout = ForestLayout(
-            forest, read="ends", keep=lambda layer, k, v: kept.update({layer: (padded(k), padded(v))})
-        )
-        states = layout.states_at(last, self._forward(forest.tokens, forest.positions, layout))
-        return states, [kept[layer] for layer in sorted(kept)]
+        layout = ForestLayout(forest, read="ends", keep=lambda layer, k, v: kept.update({layer: (k[0], v[0])}))
+        return layout.states_at(last, self._forward(forest.tokens, forest.positions, layout)), kept
 
     def _forward(self, tokens: Tensor, positions: Tensor, layout: ForestLayout | CachedRows) -> Tensor:
         """Last hidden states of a row of tokens (T,)."""
@@ -104,8 +93,8 @@ def _parts(prompts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
     yield part
 
 
-def _by_layer(parts: list[list[KeyValue]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Keys and values of each layer; what is handed on is let go."""
-    for layer in range(len(parts[0])):
-        pairs = [part[layer] for part in parts]
-        yield [keys for keys, _ in pairs], [values for _, values in pairs]
+def _by_layer(parts: list[dict[int, KeyValue]]) -> Iterator[KeyValue]:
+    """Keys and values of each layer over all parts; what is handed on is let go."""
+    for layer in sorted(parts[0]):
+        keys, values = zip(*(part.pop(layer) for part in parts), strict=True)
+        yield torch.cat(keys, dim=1), torch.cat(values, dim=1)

@@ -60,6 +60,16 @@ def test_outputs_and_gradients(num_tokens, adapted):
         torch.testing.assert_close(ours, theirs, rtol=3e-5, atol=3e-5)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 2, 4, 7, 40])
+def test_packed_layers_compute_the_same(num_tokens):
+    x, group = torch.randn(num_tokens, I), layers()
+    packed = [projection.packed() for projection in group]
+    assert [projection.num_weights for projection in group] == [I * (O + number) for number in range(3)]
+    for ours, projection in zip(projected(x, packed), group, strict=True):
+        assert ours.shape == (num_tokens, projection.weight.shape[0])
+        torch.testing.assert_close(ours, dense(projection, x), rtol=3e-5, atol=3e-5)
+
+
 def test_only_what_is_wanted():
     group, x = layers(), torch.randn(5, I)
     gradients = [torch.randn(5, O + number) for number in range(3)]
@@ -114,7 +124,9 @@ def test_four_bits_are_dequantised_for_one_product():
     x = torch.randn(3, 64)
     expected = linear(x)
     found = projection_of(linear.requires_grad_(False), torch.float32)
-    torch.testing.assert_close(projected(x, [found])[0], expected, rtol=3e-5, atol=3e-5)
+    for projection in (found, found.packed()):
+        torch.testing.assert_close(projected(x, [projection])[0], expected, rtol=3e-5, atol=3e-5)
+    assert found.num_weights == 64 * 64
     assert projection_of(linear, torch.bfloat16) is None
 
 

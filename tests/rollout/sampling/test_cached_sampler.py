@@ -23,6 +23,7 @@ from transformers import (
 
 from lit_rlhf.models.building import wrap_model
 from lit_rlhf.models.layers.cached_attention import CachedRows
+from lit_rlhf.models.layers.lora_linear import Projection
 from lit_rlhf.rollout.sampling import forest_decoder
 from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
 
@@ -105,6 +106,19 @@ def test_four_bits_are_left_as_they_are(sampled_backbone, make_request, trainer_
     expected = trainer_logprobs(backbone, rollouts)
     torch.testing.assert_close(rollouts.logprobs[rollouts.response_mask], expected, rtol=0, atol=1e-3)
     assert all(torch.equal(parameter, before[name]) for name, parameter in backbone.named_parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"quantization": "nf4"}], ids=["float32", "nf4"])
+def test_copies_of_weights_change_nothing(options, sampled_backbone, make_request, monkeypatch):
+    copied, packed = [], Projection.packed
+    monkeypatch.setattr(Projection, "packed", lambda projection: copied.append(1) or packed(projection))
+    backbone, request = sampled_backbone(**options), make_request(stop_tokens=range(2, 30), num_responses=3)
+    plain = CachedSampler(max_copy_mib=0)(backbone, request)
+    assert not copied
+    quick = CachedSampler(max_rows=4)(backbone, request)
+    assert len(copied) == 7 * backbone.base.config.num_hidden_layers  # once for all batches
+    assert torch.equal(plain.tokens, quick.tokens)
+    torch.testing.assert_close(plain.logprobs, quick.logprobs, rtol=0, atol=1e-5)
 
 
 CUTS = {
@@ -224,9 +238,9 @@ class Spy:
             make(cache, *args)
             self.room.append(cache.num_tokens)
 
-        def watched(decoder, prompts, width):
+        def watched(decoder, prompts):
             self.prompt_tokens += sum(map(len, prompts))
-            return prefill(decoder, prompts, width)
+            return prefill(decoder, prompts)
 
         monkeypatch.setattr(CachedRows, "__init__", counted)
         monkeypatch.setattr(forest_decoder.ForestDecoder, "_prefill", watched)
@@ -298,8 +312,8 @@ def test_what_cannot_be_drawn_is_refused(sampled_backbone, make_request):
     ):
         with pytest.raises(ValueError, match=message):
             CachedSampler()(backbone, wrong)
-    for bounds in ({"max_rows": 0}, {"max_cache_tokens": 0}):
-        with pytest.raises(ValueError, match="is 0"):
+    for bounds in ({"max_rows": 0}, {"max_cache_tokens": 0}, {"max_copy_mib": -1}):
+        with pytest.raises(ValueError, match=r"is (0|-1)"):
             CachedSampler(**bounds)
 
 

@@ -28,7 +28,8 @@ def test_states_are_those_of_whole_rows(fused, prefill, sampled_backbone, monkey
         expected = torch.stack([whole(backbone, row) for row in rows])
         torch.testing.assert_close(decoder.states, expected, rtol=0, atol=1e-5)
         if number == 1:
-            rows = [rows[place] for place in decoder.keep([1, 3])]
+            decoder.keep([1, 3])
+            rows = [rows[1], rows[3]]
         decoder.step(tokens[: len(rows)])
         rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=False)]
     expected = torch.stack([whole(backbone, row) for row in rows])
@@ -40,9 +41,9 @@ def test_prompts_are_computed_in_parts(limit, parts, sampled_backbone, monkeypat
     monkeypatch.setattr(forest_decoder, "PREFILL_TOKENS", limit)
     seen, prefill = [], ForestDecoder._prefill
 
-    def watched(decoder, prompts, width):
+    def watched(decoder, prompts):
         seen.append(len(prompts))
-        return prefill(decoder, prompts, width)
+        return prefill(decoder, prompts)
 
     monkeypatch.setattr(ForestDecoder, "_prefill", watched)
     backbone = sampled_backbone()
