@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from matplotlib.mathtext import MathTextParser
 
-from lit_rlhf import losses
+from lit_rlhf import SFTModule, losses
 from lit_rlhf.cli import BESIDE, TRAINING
 from lit_rlhf.losses import kl, policy_gradient, reward, values
 from lit_rlhf.losses.reward_terms import GIVEN, RewardTerm
@@ -17,6 +17,7 @@ from lit_rlhf.metrics.calibration import CALIBRATION_METRICS
 from lit_rlhf.metrics.moments import MOMENT_METRICS
 from lit_rlhf.metrics.pairs import PAIR_METRICS
 from lit_rlhf.metrics.scores import SCORE_METRICS
+from lit_rlhf.metrics.texts import TEXT_METRICS
 
 MATHTEXT = MathTextParser("path")
 ROOT = Path(__file__).parents[1]
@@ -24,6 +25,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 DPO = (ROOT / "docs/algorithms/dpo.md").read_text()
 REWARD = (ROOT / "docs/algorithms/reward.md").read_text()
 PPO = (ROOT / "docs/algorithms/ppo.md").read_text()
+SFT = (ROOT / "docs/algorithms/sft.md").read_text()
 OF_ROLLOUTS = {module.__name__ for module in (kl, policy_gradient, values)}
 LOSSES = [name for name in losses.__all__ if name.endswith("_loss")]
 REWARD_METRICS = [*SCORE_METRICS, *MOMENT_METRICS, *CALIBRATION_METRICS, "loss", "grad_norm", "lr", "tokens_per_second"]
@@ -84,6 +86,16 @@ def test_every_metric_of_reward_models_is_explained(name: str):
     assert f"`{name}`" in REWARD
 
 
+@pytest.mark.parametrize("name", [*TEXT_METRICS, "perplexity", "grad_norm", "lr", "tokens_per_second"])
+def test_every_metric_of_imitation_is_explained(name: str):
+    assert f"`{name}`" in SFT
+
+
+@pytest.mark.parametrize("name", ["average", "label_smoothing"])
+def test_every_setting_of_imitation_has_its_default_on_the_page(name: str):
+    assert row(SFT, name)[1].strip("`") == str(inspect.signature(SFTModule).parameters[name].default)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_what_a_link_to_code_names_is_in_that_file(page: Path):
     """A link reads [`Class.method`](file.py): the file defines the last part of the name."""
@@ -103,7 +115,7 @@ def test_formulas_can_be_set(page: Path):
         MATHTEXT.parse(f"${formula}$")
 
 
-@pytest.mark.parametrize("page", [DPO, REWARD, PPO], ids=["dpo", "reward", "ppo"])
+@pytest.mark.parametrize("page", [DPO, REWARD, PPO, SFT], ids=["dpo", "reward", "ppo", "sft"])
 def test_formulas_are_numbered_in_order_and_only_known_numbers_are_referred_to(page: str):
     numbers = [int(number) for number in re.findall(r"\\qquad \((\d+)\)\$\$", page)]
     assert numbers == [*range(1, len(numbers) + 1)]

@@ -261,6 +261,13 @@ DEFAULT_BANDS: tuple[Band, ...] = (
         "by itself it is no fault; if answers get worse, add an SFT term to `losses`, raise `beta`, or lower "
         "`optimizer.lr`.",
     ),
+    Band(
+        "texts are learnt by heart",
+        [Limit("val/nll", above=1.5, per="train/nll"), Limit("val/nll", above=1.0, view="trend", window=6)],
+        "Held-out texts become less likely while those of training become likelier: end the run earlier, lower "
+        "`optimizer.lr`, or give it more rows.",
+        patience=2,
+    ),
 )
 """The bands that are watched unless told otherwise; docs/watching.md says where their limits come from."""
 

@@ -33,7 +33,7 @@ what its sum is divided by: pairs (B), responses (R), lists (G) if it asks for `
 ``step_labels``                                  (N,) from 0 (wrong) to 1 (right)
 ==============================================  =====================================================================
 
-What learns from rollouts is called as its algorithm's page reads, from ``token_rewards`` to ``clipped_policy_loss``:
+What learns from rollouts, and what imitates texts, is called as its algorithm's page reads, as ``token_rewards`` is:
 those functions have arguments of their own, one number per scored token (N), per response (L) or per cell of padded
 responses (L, R), and settings with defaults after ``*``. Their losses are not reduced either.
 """
@@ -51,6 +51,7 @@ from lit_rlhf.losses.advantages import (
 from lit_rlhf.losses.anchored import apo_down_loss, apo_zero_loss, bco_pair_loss, nca_pair_loss, sppo_hard_loss
 from lit_rlhf.losses.divergences import alpha_scores, forward_kl_scores, js_scores, reverse_kl_scores
 from lit_rlhf.losses.kl import adapted_kl_coef, kl_k1, kl_k2, kl_k2_loss, kl_k3, kl_k3_loss
+from lit_rlhf.losses.likelihood import sequence_shares, smoothed_nll, token_shares
 from lit_rlhf.losses.marks import (
     allows_divergence,
     averaged_over_chosen_tokens,
@@ -163,14 +164,17 @@ __all__ = [
     "reverse_kl_scores",
     "robust_loss",
     "sequence_policy_loss",
+    "sequence_shares",
     "sft_loss",
     "sigmoid_loss",
     "sigmoid_norm_loss",
     "simpo_loss",
+    "smoothed_nll",
     "sppo_hard_loss",
     "step_loss",
     "tied_bradley_terry_loss",
     "token_rewards",
+    "token_shares",
     "updated_moments",
     "whiten",
     "whole_batch",

@@ -111,6 +111,7 @@ HEALTHY = {
     "train/approx_kl": wave(0.01),
     **LENGTH,
 }
+SFT = {"train/nll": [1.0 - 0.02 * step for step in STEPS], "val/nll": [1.1 - 0.01 * step for step in STEPS]}
 DPO = {"train/rewards/chosen": [0.02 * step for step in STEPS], "train/rewards/rejected": [-0.1 * x for x in STEPS]}
 # What each band has to say something about, and what looks like it and is no fault.
 ILL = {
@@ -128,6 +129,7 @@ ILL = {
     "the policy moves far in one iteration": {"train/approx_kl": wave(0.3)},
     "sampler and trainer disagree": {"rollout/sampler_kl": wave(0.2)},
     "both DPO rewards are falling": {"train/rewards/chosen": [-0.02 * step for step in STEPS]},
+    "texts are learnt by heart": {"val/nll": [1.0 + 0.02 * step for step in STEPS]},
 }
 WELL = {
     "KL is running away": {"rollout/kl": [1.0 * step for step in STEPS]},
@@ -144,14 +146,15 @@ WELL = {
     "the policy moves far in one iteration": {"train/approx_kl": [0.3, 0.01] * 20},
     "sampler and trainer disagree": {"rollout/sampler_kl": [0.3, 0.001] * 20},
     "both DPO rewards are falling": {"train/rewards/chosen": wave(-0.5)},
+    "texts are learnt by heart": {"val/nll": [2.0 - 0.01 * step for step in STEPS]},  # other texts, harder ones
 }
 
 
 def fired(metrics, bands=DEFAULT_BANDS):
     """Names of the bands that are left for as long as their patience in 40 iterations."""
     found, history, outside = set(), {}, {}
-    for values in zip(*({**HEALTHY, **DPO, **metrics}).values(), strict=True):
-        for name, value in zip({**HEALTHY, **DPO, **metrics}, values, strict=True):
+    for values in zip(*({**HEALTHY, **SFT, **DPO, **metrics}).values(), strict=True):
+        for name, value in zip({**HEALTHY, **SFT, **DPO, **metrics}, values, strict=True):
             history.setdefault(name, Series()).add(value)
         for band in bands:
             outside[band.name] = outside.get(band.name, 0) + 1 if band.reading(history) else 0
