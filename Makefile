@@ -14,11 +14,11 @@ WORKERS ?= 2
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest format lint type docs bench lock clean
+.PHONY: help demo test test-slow test-oldest format lint type docs bench soak lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "others: test-slow test-oldest format lint type docs bench lock clean"
+	@echo "others: test-slow test-oldest format lint type docs bench soak lock clean"
 
 # The lock holds a hash for every file but torch's: which build of torch a machine gets, and whether it brings CUDA,
 # is for that machine to say.
@@ -69,6 +69,10 @@ bench: $(INSTALLED)
 	@test -n "$(TRL)" -a -n "$(DATA)" || { echo "needs TRL=PYTHON and DATA=FILE: see benchmarks/README.md"; exit 2; }
 	$(BIN)/python benchmarks/dpo.py --trl-python $(TRL) --data $(DATA)
 	$(BIN)/python benchmarks/reward.py --trl-python $(TRL) --data $(DATA)
+
+# Every algorithm trained while things go wrong, about half an hour on two cores; writes benchmarks/results/soak.md.
+soak: $(INSTALLED)
+	$(BIN)/python benchmarks/soak.py
 
 # Needs uv; answers a change of the dependencies in pyproject.toml, and prints what moved.
 lock:
