@@ -38,19 +38,19 @@ class _Block(NamedTuple):
         columns: range of the scores, as wide as the longest prompt.
         num_prompts: p.
         lanes: most responses to one of the prompts.
-        cells: (n,) int64, place of each response among p * lanes.
+        cells: (n,) int64, place of each response among p * lanes; None = every prompt has one.
     """
 
     rows: slice
     columns: slice
     num_prompts: int
-    lanes: int
-    cells: Tensor
+    lanes: int = 1
+    cells: Tensor | None = None
 
     def spread(self, x: Tensor) -> Tensor:
         """(p * J, lanes * G, N): what stands in the rows of the block (of B, J, G, N), side by side for each prompt."""
         x = x[self.rows]
-        if self.lanes == 1:
+        if self.cells is None:
             return x.flatten(0, 1)
         grid = x.new_zeros(self.num_prompts * self.lanes, *x.shape[1:]).index_copy_(0, self.cells, x)
         return grid.unflatten(0, (-1, self.lanes)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
@@ -58,7 +58,7 @@ class _Block(NamedTuple):
     def gathered(self, x: Tensor, groups: int) -> Tensor:
         """(n, J, G, N): the way back."""
         x = x.unflatten(0, (self.num_prompts, -1))
-        if self.lanes == 1:
+        if self.cells is None:
             return x
         return x.unflatten(2, (-1, groups)).transpose(1, 2).flatten(0, 1).index_select(0, self.cells)
 
@@ -166,20 +166,22 @@ class CachedRows:
         keys, values = (x[:, :, : self.num_new] for x in self._responses[layer])
         keys[:, :, -1], values[:, :, -1] = key[0].transpose(0, 1), value[0].transpose(0, 1)
         query = query[0].transpose(0, 1).unflatten(1, (key.shape[1], -1))
-        groups = query.shape[2]
-        sees_prompts = window is None or window > self.num_new
-        prompts = list(zip(self._blocks, self._prompts[layer], strict=True)) if sees_prompts else []
-        scores = query.new_zeros(*query.shape[:3], self._width + self.num_new, dtype=torch.float32)
-        scores[..., self._width :] = query @ keys.transpose(-1, -2)
-        for block, (block_keys, _) in prompts:
+        end, groups = self._width + self.num_new, query.shape[2]
+        blocks = [
+            (_Block(slice(None), slice(self._width, end), len(query)), (keys, values))
+        ]  # every row its own prompt
+        if window is None or window > self.num_new:
+            blocks += zip(self._blocks, self._prompts[layer], strict=True)
+        scores = query.new_zeros(*query.shape[:3], end, dtype=torch.float32)
+        for block, (block_keys, _) in blocks:
             scored = torch.bmm(block.spread(query), block_keys.flatten(0, 1).transpose(1, 2))
             scores[block.rows, ..., block.columns] = block.gathered(scored, groups)
         scores *= query.shape[-1] ** -0.5 if scaling is None else scaling
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         weights = torch.softmax(scores.add_(self._mask(window)), dim=-1).to(value.dtype)
-        output = weights[..., self._width :] @ values
-        for block, (_, block_values) in prompts:
+        output = weights.new_zeros(*query.shape[:3], value.shape[-1])
+        for block, (_, block_values) in blocks:
             given = torch.bmm(block.spread(weights[..., block.columns]), block_values.flatten(0, 1))
             output[block.rows] += block.gathered(given, groups)
         return output.flatten(1, 2)[None]
@@ -203,9 +205,10 @@ class CachedRows:
         for prompts in _ranges(self._sizes):
             counts = [self._owners.count(number) for number in prompts]
             width, lanes = max(self._lengths[number] for number in prompts), max(counts)
-            cells = [number * lanes + lane for number, count in enumerate(counts) for lane in range(count)]
+            places = [number * lanes + lane for number, count in enumerate(counts) for lane in range(count)]
+            cells = torch.tensor(places, device=self._device) if lanes > 1 else None
             rows, columns = slice(row, row + sum(counts)), slice(self._width - width, self._width)
-            self._blocks.append(_Block(rows, columns, len(prompts), lanes, torch.tensor(cells, device=self._device)))
+            self._blocks.append(_Block(rows, columns, len(prompts), lanes, cells))
             row = rows.stop
 
 

@@ -6,7 +6,7 @@ layers are copied, as far as there is room, with their adapters folded in and in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,14 +35,22 @@ class StepParts:
         """
         if layer not in self._parts:
             parts = find()
-            self._parts[layer] = parts if parts is None or dtype != torch.float32 else self._packed(parts)
+            if parts is not None:
+                found = {name: part for name, part in parts._asdict().items() if isinstance(part, Projection)}
+                parts = parts._replace(**dict(zip(found, self.packed([*found.values()], dtype), strict=True)))
+            self._parts[layer] = parts
         return self._parts[layer]
 
-    def _packed(self, parts: Any) -> Any:
-        projections = {name: part for name, part in parts._asdict().items() if isinstance(part, Projection)}
-        size = sum(4 * projection.num_weights for projection in projections.values())
-        on_cpu = all(projection.weight.device.type == "cpu" for projection in projections.values())
-        if size > self._room or not on_cpu or not torch.backends.mkldnn.is_available():
-            return parts
+    def packed(self, projections: Sequence[Projection], dtype: torch.dtype) -> list[Projection]:
+        """Copies of linear layers if there is room for all of them, and the layers themselves otherwise.
+
+        Args:
+            projections: the layers.
+            dtype: of their inputs.
+        """
+        size = sum(4 * projection.num_weights for projection in projections)
+        on_cpu = all(projection.weight.device.type == "cpu" for projection in projections)
+        if dtype != torch.float32 or not on_cpu or size > self._room or not torch.backends.mkldnn.is_available():
+            return list(projections)
         self._room -= size
-        return parts._replace(**{name: projection.packed() for name, projection in projections.items()})
+        return [projection.packed() for projection in projections]

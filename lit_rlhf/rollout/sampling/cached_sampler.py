@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.layers.lm_head import head_parameters
+from lit_rlhf.models.layers.lora_linear import Projection, projected
 from lit_rlhf.models.layers.step_parts import StepParts
 from lit_rlhf.models.loading import evaluating
-from lit_rlhf.models.whole import whole_weights
 from lit_rlhf.rollout.sampling.categorical import draw_tokens, uniforms
 from lit_rlhf.rollout.sampling.forest_decoder import ForestDecoder
 from lit_rlhf.rollout.sampling.padded_decoder import PaddedDecoder
@@ -59,7 +59,7 @@ class CachedSampler:
         """
         check_request(request)
         backbone.prepare()
-        with evaluating(backbone), whole_weights(backbone):
+        with evaluating(backbone), backbone.whole_weights():
             responses = _Responses(backbone, request, self.max_copy_mib)
             for rows in self._batches(request, shares_prompts=backbone.layout == "forest"):
                 responses.draw(rows)
@@ -90,8 +90,9 @@ class _Responses:
         self.backbone, self.request = backbone, request
         self.parts = StepParts(max_copy_mib * 2**20)
         self.stopping = Stopping([*request.stop_tokens, *options.stop_tokens], options.stop_strings, request.tokenizer)
-        self.weight, self.bias = head_parameters(backbone.base)
-        self.num_tokens = min(len(request.tokenizer), self.weight.shape[0])
+        weight, bias = head_parameters(backbone.base)
+        (self.head,) = self.parts.packed([Projection(weight, bias)], weight.dtype)
+        self.dtype, self.num_tokens = weight.dtype, min(len(request.tokenizer), weight.shape[0])
         self.numbers = uniforms(request.seeds, options.max_new_tokens).to(device)
         shape = self.numbers.shape
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -123,7 +124,7 @@ class _Responses:
 
     def _logits(self, states: Tensor) -> Tensor:
         """Logits (B, V) float32 of hidden states (B, H)."""
-        logits = nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias)
+        (logits,) = projected(states.to(self.dtype), [self.head])
         return self.backbone.transform(logits) if self.backbone.transform is not None else logits.float()
 
     def _grow(self, rows: Tensor, logits: Tensor) -> Tensor:
