@@ -246,6 +246,7 @@ class Backbone(nn.Module):
         temperature: float = 1.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        cache_implementation: str | None = None,
     ) -> list[list[int]]:
         """Answers of the current role to tokenised prompts. The random state of training is left as it was.
 
@@ -256,6 +257,7 @@ class Backbone(nn.Module):
             temperature: of the samples; 0 takes the likeliest token each time.
             top_p: smallest probability mass that tokens are drawn from, 0-1.
             seed: of the samples; None goes on from the global random state.
+            cache_implementation: of the key-value cache, by its name in transformers; None = its default.
 
         Returns:
             The new token ids of each answer.
@@ -283,6 +285,7 @@ class Backbone(nn.Module):
                 pad_token_id=pad,
                 eos_token_id=list(stop_tokens),
                 use_cache=True,
+                cache_implementation=cache_implementation,
                 **sampling,
             )
         stops = set(stop_tokens)

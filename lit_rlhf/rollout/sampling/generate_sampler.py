@@ -8,6 +8,7 @@ response depends on what is drawn beside it: the seed of a batch is that of its 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 
@@ -23,14 +24,20 @@ class GenerateSampler:
 
     Args:
         max_rows: most responses that are drawn at once.
+        cache: ``dynamic`` grows with the responses; ``static`` has room for the longest from the start, and on a GPU
+            transformers then compiles the decoding step by itself, anew for every shape of a batch.
     """
 
     is_exact = True
 
-    def __init__(self, max_rows: int = 64) -> None:
-        if max_rows < 1:
-            raise ValueError(f"sampler.max_rows is {max_rows}; it is at least 1")
+    def __init__(self, max_rows: int = 64, cache: Literal["dynamic", "static"] = "dynamic") -> None:
+        if max_rows < 1 or cache not in ("dynamic", "static"):
+            raise ValueError(
+                f"sampler.max_rows is {max_rows} and cache is {cache!r}; the first is at least 1, the second is "
+                "'dynamic' or 'static'"
+            )
         self.max_rows = max_rows
+        self.cache = cache
 
     @torch.no_grad()
     def __call__(self, backbone: Backbone, request: SamplingRequest) -> Rollouts:
@@ -44,9 +51,13 @@ class GenerateSampler:
 
         def draw(prompts: list[Sequence[int]], seed: int) -> list[list[int]]:
             stops = [*request.stop_tokens, *options.stop_tokens]
-            temperature = options.temperature
             return backbone.generate(
-                prompts, options.max_new_tokens, stop_tokens=stops, temperature=temperature, seed=seed
+                prompts,
+                options.max_new_tokens,
+                stop_tokens=stops,
+                temperature=options.temperature,
+                seed=seed,
+                cache_implementation=None if self.cache == "dynamic" else self.cache,
             )
 
         return rollouts_by(draw, backbone, request, self.max_rows)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import StaticCache
 
 from lit_rlhf.models.building import build_backbone
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
@@ -17,6 +18,21 @@ def test_greedy_tokens_are_those_of_the_default(max_rows, sampled_backbone, make
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     torch.testing.assert_close(ours.logprobs, theirs.logprobs, rtol=0, atol=1e-5)
     assert ours.prompts == theirs.prompts
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+def test_a_static_cache_changes_no_token(attention, sampled_backbone, make_request, monkeypatch):
+    backbone, made, make = sampled_backbone(attention=attention), [], StaticCache.__init__
+    monkeypatch.setattr(StaticCache, "__init__", lambda *args, **kwargs: made.append(1) or make(*args, **kwargs))
+    request = make_request(stop_tokens=range(2, 40), num_responses=3)
+    expected = GenerateSampler(max_rows=5)(backbone, request)
+    assert not made
+    rollouts = GenerateSampler(max_rows=5, cache="static")(backbone, request)
+    assert made
+    assert torch.equal(rollouts.tokens, expected.tokens)
+    assert torch.equal(rollouts.finished, expected.finished)
+    torch.testing.assert_close(rollouts.logprobs, expected.logprobs, rtol=0, atol=1e-5)
+    assert torch.equal(GenerateSampler(max_rows=5)(backbone, request).tokens, expected.tokens)
 
 
 def test_samples_end_where_they_should(sampled_backbone, make_request, trainer_logprobs):
@@ -58,6 +74,8 @@ def test_a_broken_policy_is_named(sampled_backbone, make_request):
         GenerateSampler()(backbone, request)
     with pytest.raises(ValueError, match="max_rows is 0"):
         GenerateSampler(0)
+    with pytest.raises(ValueError, match="cache is 'paged'"):
+        GenerateSampler(cache="paged")
 
 
 def test_dropout_is_off(tiny_llama, make_request, trainer_logprobs):
