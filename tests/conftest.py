@@ -85,7 +85,7 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("needs fork")
 
-    def run(work: Callable[..., Any], *arguments: Any, num_ranks: int = 2, seconds: float = 120) -> list[Any]:
+    def run(work: Callable[..., Any], *arguments: Any, num_ranks: int = 2, seconds: float = 40) -> list[Any]:
         folder = tmp_path_factory.mktemp("ranks")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -51,7 +51,7 @@ from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.building import ReferenceKind, build_backbone, wrap_model
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.loading import root_device
-from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, gradient_norm, in_step, no_loss
+from lit_rlhf.models.micro_batches import Passes, StepWindow, backward_all_but_last, gradient_norm, in_step, no_loss
 from lit_rlhf.models.options import BackboneConfig, ReferenceOptions
 from lit_rlhf.models.reference import Reference
 from lit_rlhf.ranks import gather_rows, num_ranks, sum_over_ranks
@@ -162,7 +162,7 @@ class DPOModule(LightningModule):
             return no_loss(self)
         self._totals = self._step_totals(micro_batches)
         coupled = self._coupled(micro_batches)  # like the totals, over all ranks: also one that has no rows takes part
-        loss = backward_all_but_last(self, coupled, self._share, self._idle)
+        loss = backward_all_but_last(self, Passes(coupled, self._share, self._idle))
         if (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
             self._log_training()
         return loss

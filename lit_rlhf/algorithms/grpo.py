@@ -141,7 +141,7 @@ class GRPOModule(LightningModule):
             clipping=self.clipping,
             entropy_coef=self.entropy_coef,
         )
-        learnt = self.iterations.learn(self, scored.rollouts, losses_of)
+        learnt = self.iterations.learn(self, scored.rollouts, losses_of, self.model.idle)
         self.iterations.end(self, learnt)
 
     @torch.no_grad()

@@ -156,7 +156,7 @@ class OnlineDPOModule(LightningModule):
             measures = self.iterations.measurer.policy_and_reference(self.model, scored.rollouts)
         pairs = self._pairs(scored, measures)
         losses_of = partial(self._losses, pairs=pairs)
-        learnt = self.iterations.learn(self, pairs.rollouts, losses_of, per="response", together=2)
+        learnt = self.iterations.learn(self, pairs.rollouts, losses_of, self.model.idle, per="response", together=2)
         self.iterations.end(self, learnt)
 
     def _pairs(self, scored: ScoredRollouts, measures: PolicyMeasures) -> _Pairs:

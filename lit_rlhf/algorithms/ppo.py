@@ -158,7 +158,9 @@ class PPOModule(LightningModule):
         scored = self.iterations.collect(self.model.backbone, batch)
         experience = self._experience(scored)
         losses_of = partial(self._losses, experience=experience)
-        learnt = self.iterations.learn(self, scored.rollouts, losses_of, texts, self._text_losses)
+        learnt = self.iterations.learn(
+            self, scored.rollouts, losses_of, self.model.idle, texts, self._text_losses, self.model.backbone.idle
+        )
         self.iterations.end(self, learnt)
 
     @torch.no_grad()
@@ -167,7 +169,7 @@ class PPOModule(LightningModule):
         rollouts, mask, options = scored.rollouts, scored.rollouts.response_mask, self.advantages
         with self.phases("score"):
             logprobs, ref_logprobs, values, entropy = self.measurer.columns(
-                self._read, rollouts, num_columns=4, learnt_by=self.iterations.key
+                self.model, self._read, rollouts, num_columns=4, learnt_by=self.iterations.key
             )
         divergence = self.iterations.divergence(logprobs, ref_logprobs)
         shaped = self.iterations.shaped_scores(scored)

@@ -17,7 +17,7 @@ Where we depart, and why:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -49,7 +49,7 @@ from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.heads.reward_model import RewardModel, build_reward_model, wrap_reward_model
 from lit_rlhf.models.loading import root_device
-from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, gradient_norm, in_step, no_loss
+from lit_rlhf.models.micro_batches import Passes, StepWindow, backward_all_but_last, gradient_norm, in_step, no_loss
 from lit_rlhf.models.options import BackboneConfig
 from lit_rlhf.ranks import num_ranks, sum_over_ranks
 from lit_rlhf.schedules import WarmupDecay, optimization
@@ -130,7 +130,7 @@ class RewardModule(LightningModule):
         if micro_batches is None:
             return no_loss(self)
         self._totals = self._step_totals(micro_batches)
-        loss = backward_all_but_last(self, micro_batches, self._share, self.model.objective_scores)
+        loss = backward_all_but_last(self, Passes(micro_batches, self._share, self.model.objective_scores))
         if (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
             self._log_training()
         return loss
@@ -203,7 +203,7 @@ class RewardModule(LightningModule):
 
     def predict_step(self, batch: RewardBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Scores of every pair, response or step."""
-        passes = in_step(self.model, batch.micro_batches, self.model.objective_scores)
+        passes: Iterator[RewardMicroBatch] = in_step(self.model, batch.micro_batches, self.model.objective_scores)
         return [row for part in passes for row in score_rows(part, self._whole(self._scores(part)))]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -264,7 +264,8 @@ class RewardModule(LightningModule):
 
     def _evaluate(self, batch: RewardBatch) -> None:
         self.evaluation.count(batch.notes, num_examples(batch))
-        for part in in_step(self.model, batch.micro_batches, self.model.objective_scores):
+        passes: Iterator[RewardMicroBatch] = in_step(self.model, batch.micro_batches, self.model.objective_scores)
+        for part in passes:
             scores = self._scores(part)
             _, sums = self._judge(part, scores)
             self.evaluation.add(part, self._whole(scores), sums)

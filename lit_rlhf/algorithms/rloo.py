@@ -137,7 +137,7 @@ class RLOOModule(LightningModule):
             advantages=self._advantages(scored, measures),
             importance=self.iterations.importance(scored.rollouts, measures.logprobs, per="response"),
         )
-        learnt = self.iterations.learn(self, scored.rollouts, losses_of, per="response")
+        learnt = self.iterations.learn(self, scored.rollouts, losses_of, self.model.idle, per="response")
         self.iterations.end(self, learnt)
 
     def _advantages(self, scored: ScoredRollouts, measures: PolicyMeasures) -> Tensor:

@@ -40,11 +40,11 @@ from lit_rlhf.models.building import build_backbone, wrap_model
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.layers.linear_logprobs import TokenLogprobs
 from lit_rlhf.models.loading import root_device
-from lit_rlhf.models.micro_batches import StepWindow, backward_all_but_last, gradient_norm, in_step, no_loss
+from lit_rlhf.models.micro_batches import Passes, StepWindow, backward_all_but_last, gradient_norm, in_step, no_loss
 from lit_rlhf.models.options import BackboneConfig
 from lit_rlhf.ranks import num_ranks, sum_over_ranks
 from lit_rlhf.schedules import WarmupDecay, optimization
-from lit_rlhf.types import Forest, InstructionBatch, Instructions, num_sequence_tokens
+from lit_rlhf.types import InstructionBatch, Instructions, num_sequence_tokens
 
 Average = Literal["tokens", "sequences"]
 _SHARES: dict[Average, Callable[[Tensor], Tensor]] = {"tokens": token_shares, "sequences": sequence_shares}
@@ -116,7 +116,7 @@ class SFTModule(LightningModule):
         if micro_batches is None:
             return no_loss(self)
         self._total = self._step_total(micro_batches)
-        loss = backward_all_but_last(self, micro_batches, self._share, self._idle)
+        loss = backward_all_but_last(self, Passes(micro_batches, self._share, self.model.idle))
         if (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
             self._log_training()
         return loss
@@ -125,10 +125,6 @@ class SFTModule(LightningModule):
         """What a micro-batch adds to the loss of the step."""
         self._throughput.add(num_sequence_tokens(texts.forest))
         return self._weighted_loss(texts, self.train_means) / self._total
-
-    def _idle(self, forest: Forest) -> Tensor:
-        """The pass of a micro-batch, by which a rank that has fewer of them takes part."""
-        return self.model.token_logprobs(forest).logprobs
 
     def _weighted_loss(self, texts: Instructions, means: Means) -> Tensor:
         """Loss of a micro-batch, summed by the weights of its tokens; its metrics are added to ``means``."""
@@ -159,7 +155,7 @@ class SFTModule(LightningModule):
 
     def predict_step(self, batch: InstructionBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Log-likelihood of every text, in nats, over its trained tokens."""
-        read = [(texts, self(texts)) for texts in in_step(self.model, batch.micro_batches, self._idle)]
+        read = [(texts, self(texts)) for texts in in_step(self.model, batch.micro_batches, self.model.idle)]
         return [row for texts, seen in read for row in text_rows(texts, seen.logprobs, seen.is_likeliest)]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -216,7 +212,7 @@ class SFTModule(LightningModule):
 
     def _evaluate(self, batch: InstructionBatch) -> None:
         self.eval_means.update(data_sums(batch.notes, num_texts(batch)))
-        for texts in in_step(self.model, batch.micro_batches, self._idle):
+        for texts in in_step(self.model, batch.micro_batches, self.model.idle):
             self._weighted_loss(texts, self.eval_means)
 
     def _log_training(self) -> None:

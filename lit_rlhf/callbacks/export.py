@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.callbacks.readme import policy_readme, reward_readme
+from lit_rlhf.checkpoints.writing import NotWrittenError
+from lit_rlhf.models.heads.reward_files import read_reward_file
 from lit_rlhf.models.heads.reward_model import RewardModel
 from lit_rlhf.models.tokenizers import tokenizer_of, with_padding
 
@@ -32,8 +35,9 @@ class AdapterExport(Callback):
         self._write(trainer, pl_module, f"finished after {trainer.global_step} steps")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what was learnt so far, unless nothing was or the numbers had run away."""
-        if trainer.world_size > 1 or trainer.global_step == 0 or isinstance(exception, FloatingPointError):
+        """Write what was learnt so far, unless nothing was, the numbers had run away, or there is no room."""
+        is_useless = isinstance(exception, FloatingPointError | NotWrittenError)
+        if trainer.world_size > 1 or trainer.global_step == 0 or is_useless:
             return
         self._write(trainer, pl_module, f"interrupted after {trainer.global_step} steps ({type(exception).__name__})")
         rank_zero_info(f"what was learnt up to step {trainer.global_step} is in {self._folder(trainer)}")
@@ -77,13 +81,15 @@ def save_reward_tokenizer(
     if (file := folder / "config.json").is_file():
         config = json.loads(file.read_text(encoding="utf-8"))
         file.write_text(json.dumps({**config, "pad_token_id": padded.pad_token_id}, indent=2) + "\n", encoding="utf-8")
-    head = model.score
+    known = read_reward_file(folder)
+    assert known is not None
+    weights = known.objectives.values()
     return reward_readme(
         folder,
         str(model.base.name_or_path),
         state,
-        num_labels=head.out_features,
+        num_labels=len(known.objectives),
         pad=padded.pad_token_id,
-        bias=0.0 if head.bias is None else float(head.combine(head.bias[None].detach())),
+        bias=sum(map(mul, weights, known.bias or [])),
         of_run=of_run,
     )

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -30,14 +30,16 @@ from peft import (
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import EMBEDDING_LAYER_NAMES, AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_rlhf.models.loading import local_or_hub
 from lit_rlhf.models.options import LoraOptions
+from lit_rlhf.models.whole import whole_state
+from lit_rlhf.ranks import is_first_rank
 
 POLICY = "policy"
 REFERENCE = "reference"
@@ -329,23 +331,33 @@ def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
     Args:
         model: holds the adapter, and its beginning where that changed the backbone.
         name: of the adapter.
-        folder: is made if need be; files of an earlier adapter are replaced.
+        folder: is made if need be; files of an earlier adapter are replaced. All ranks call this, and the first writes.
     """
+    state = whole_state(_saved_tensors(model, name))
+    beginning = whole_state(_saved_tensors(model, BEGINNING)) if BEGINNING in model.peft_config else {}
+    if not is_first_rank():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        model.save_pretrained(scratch, selected_adapters=[name])
+        model.save_pretrained(scratch, selected_adapters=[name], state_dict=state)
         written = Path(scratch) if name == "default" else Path(scratch) / name
-        if BEGINNING in model.peft_config:
-            _subtract_beginning(model, written)
+        if beginning:
+            began = get_peft_model_state_dict(model, state_dict=beginning, adapter_name=BEGINNING)
+            _subtract_beginning(began, written)
         for file in written.iterdir():
             if file.is_file():
                 file.replace(folder / file.name)
 
 
-def _subtract_beginning(model: PeftModel, folder: Path) -> None:
+def _saved_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
+    """What PEFT may write of an adapter: its own tensors, and the embeddings that it was put on."""
+    wanted = {name, *EMBEDDING_LAYER_NAMES}
+    return {path: tensor for path, tensor in model.state_dict().items() if wanted & set(path.split("."))}
+
+
+def _subtract_beginning(beginning: Mapping[str, Tensor], folder: Path) -> None:
     """Rewrite a saved adapter B A as [B, -B0] [A; A0], the change since its beginning B0 A0."""
     weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-    beginning = get_peft_model_state_dict(model, adapter_name=BEGINNING)
     for name, weight in weights.items():
         if "lora_A" in name:
             weights[name] = torch.cat([weight, beginning[name].cpu()], dim=0)

@@ -28,6 +28,8 @@ from lit_rlhf.models.layers.lm_head import head_parameters
 from lit_rlhf.models.layout import Layout, choose_layout
 from lit_rlhf.models.loading import evaluating
 from lit_rlhf.models.padded import unfold
+from lit_rlhf.models.whole import whole, whole_state, whole_weights
+from lit_rlhf.ranks import is_first_rank
 from lit_rlhf.types import Forest
 
 Role = Literal["policy", "reference", "reward", "critic"]
@@ -168,6 +170,10 @@ class Backbone(nn.Module):
             temperature=temperature,
         )
 
+    def idle(self, forest: Forest) -> Tensor:
+        """(N,) log-probabilities of a forest that nobody asks for, in step with ranks that have more to compute."""
+        return self.token_logprobs(forest).logprobs
+
     def logprobs_of(self, states: Tensor, forest: Forest, *, temperature: float = 1.0, **wanted: bool) -> TokenLogprobs:
         """Log-probabilities (N,) of the scored tokens from hidden states that are known already.
 
@@ -275,7 +281,8 @@ class Backbone(nn.Module):
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if temperature:
             sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        with evaluating(self), torch.random.fork_rng(enabled=seed is not None):
+        self.prepare()
+        with evaluating(self), self.whole_weights(), torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             output = cast(Any, self.base).generate(
@@ -290,6 +297,10 @@ class Backbone(nn.Module):
             )
         stops = set(stop_tokens)
         return [_until_stop(row, stops) for row in output[:, width:].tolist()]
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Gather the weights of the current role inside the context, where they are sharded; on all ranks together."""
+        return whole_weights(self, without=None if self._role == "reference" else self.reference_model)
 
     def move_reference(self, weight: float) -> None:
         """``reference <- weight * policy + (1 - weight) * reference`` (TR-DPO, arXiv 2404.09656, eq. 7 and 8).
@@ -323,7 +334,9 @@ class Backbone(nn.Module):
         if isinstance(self.model, PeftModel):
             adapters.save_adapter(self.model, cast(str, self.policy_adapter), folder)
         else:
-            self.model.save_pretrained(folder, safe_serialization=True)
+            state = whole_state(self.model.state_dict())
+            if is_first_rank():
+                self.model.save_pretrained(folder, state_dict=state)
 
     @torch.no_grad()
     def fingerprint(self, role: Role) -> str:
@@ -335,7 +348,7 @@ class Backbone(nn.Module):
         for name, parameter in module.named_parameters():
             if skipped in name.split("."):
                 continue
-            flat = parameter.detach().flatten()
+            flat = whole(parameter.detach()).flatten()
             sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu()
             digest.update(f"{name} {tuple(parameter.shape)} {float(flat.sum(dtype=torch.float64))}".encode())
             digest.update(sample.numpy().tobytes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -78,8 +78,9 @@ def in_step(
         micro_batches: of this rank, one pass each; maybe none.
         idle: the same pass over a forest of two tokens; nothing of it counts.
     """
+    forests = _idle_forests(module, len(micro_batches))  # agreed on before anything is computed
     yield from micro_batches
-    for forest in _idle_forests(module, len(micro_batches)):
+    for forest in forests:
         idle(forest)
 
 
@@ -91,29 +92,44 @@ def _idle_forests(module: nn.Module, num_passes: int) -> list[Forest]:
     return [forest] * (most_over_ranks(num_passes, device) - num_passes)
 
 
-def backward_all_but_last(
-    module: LightningModule,
-    micro_batches: Sequence[MicroBatch],
-    loss_of: Callable[[MicroBatch], Tensor],
-    idle: Callable[[Forest], Tensor],
-) -> Tensor:
-    """Run micro-batches one after another, and leave the last backward pass to Lightning.
-
-    Only one micro-batch's activations exist at a time. Gradients are exchanged between ranks once, in the last pass.
-    Lightning clears gradients between ``training_step`` and its own backward pass, so a module that calls this must
-    clear them elsewhere: after the optimizer's step.
+class Passes(NamedTuple, Generic[MicroBatch]):
+    """Micro-batches of one kind, and what they add to the loss of a step.
 
     Args:
-        module: in training, attached to a Trainer.
         micro_batches: maybe none.
         loss_of: share of the step's loss that a micro-batch contributes, so that the shares sum to the loss.
         idle: what the model says of a forest, by the same passes as for a micro-batch.
+    """
+
+    micro_batches: Sequence[MicroBatch]
+    loss_of: Callable[[MicroBatch], Tensor]
+    idle: Callable[[Forest], Tensor]
+
+    def shares(self, module: LightningModule) -> list[Callable[[], Tensor]]:
+        """Each share of the loss; as many as on any other rank where weights are sharded."""
+        ours = [partial(self.loss_of, micro_batch) for micro_batch in self.micro_batches]
+        return [*ours, *(partial(self._idle_share, forest) for forest in _idle_forests(module, len(ours)))]
+
+    def _idle_share(self, forest: Forest) -> Tensor:
+        return self.idle(forest).sum() * 0.0
+
+
+def backward_all_but_last(module: LightningModule, *passes: Passes[Any]) -> Tensor:
+    """Run micro-batches one after another, and leave the last backward pass to Lightning.
+
+    Only one micro-batch's activations exist at a time. Whole gradients are exchanged between ranks once, in the last
+    pass. Lightning clears gradients between ``training_step`` and its own backward pass, so a module that calls this
+    must clear them elsewhere: after the optimizer's step.
+
+    Args:
+        module: in training, attached to a Trainer.
+        *passes: of each kind in turn.
 
     Returns:
         A scalar with the value of the whole loss and the graph of the last share, times the number of accumulated
         batches, by which Lightning divides it.
     """
-    *others, last = _shares(module, micro_batches, loss_of, idle)
+    *others, last = _shares(module, passes)
     total = torch.zeros((), device=module.device)
     with _local_gradients(module):
         for share in others:
@@ -123,40 +139,26 @@ def backward_all_but_last(
     return (last() + total) * module.trainer.accumulate_grad_batches
 
 
-def accumulate_gradients(
-    module: LightningModule,
-    micro_batches: Sequence[MicroBatch],
-    loss_of: Callable[[MicroBatch], Tensor],
-    idle: Callable[[Forest], Tensor] = lambda forest: torch.zeros(()),
-) -> None:
+def accumulate_gradients(module: LightningModule, *passes: Passes[Any]) -> None:
     """Run micro-batches and their backward passes one after another, in manual optimization.
 
-    Only one micro-batch's activations exist at a time. Gradients are exchanged between ranks once, in the last pass; a
-    rank without micro-batches takes part in that with gradients of zero.
+    Only one micro-batch's activations exist at a time. Whole gradients are exchanged between ranks once, in the last
+    pass; a rank without micro-batches takes part in that with gradients of zero.
 
     Args:
         module: in training, attached to a Trainer.
-        micro_batches: maybe none.
-        loss_of: share of the step's loss that a micro-batch contributes, so that the shares sum to the loss.
-        idle: what the model says of a forest, by the same passes as for a micro-batch.
+        *passes: of each kind in turn.
     """
-    *others, last = _shares(module, micro_batches, loss_of, idle)
+    *others, last = _shares(module, passes)
     with _local_gradients(module):
         for share in others:
             module.manual_backward(share())
     module.manual_backward(last())
 
 
-def _shares(
-    module: LightningModule,
-    micro_batches: Sequence[MicroBatch],
-    loss_of: Callable[[MicroBatch], Tensor],
-    idle: Callable[[Forest], Tensor],
-) -> list[Callable[[], Tensor]]:
-    """The shares of a step's loss, at least one, and as many as on any other rank where weights are sharded."""
-    shares = [partial(loss_of, micro_batch) for micro_batch in micro_batches]
-    idle_shares = [lambda forest=forest: idle(forest).sum() * 0.0 for forest in _idle_forests(module, len(shares))]
-    return [*shares, *idle_shares] or [partial(no_loss, module)]
+def _shares(module: LightningModule, passes: Sequence[Passes[Any]]) -> list[Callable[[], Tensor]]:
+    """The shares of a step's loss, at least one."""
+    return [share for kind in passes for share in kind.shares(module)] or [partial(no_loss, module)]
 
 
 def _local_gradients(module: LightningModule) -> AbstractContextManager[None]:

@@ -43,7 +43,7 @@ def whole_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def whole_weights(module: nn.Module) -> Iterator[None]:
+def whole_weights(module: nn.Module, without: nn.Module | None = None) -> Iterator[None]:
     """Gather all weights of a sharded model inside the context; all ranks enter and leave together.
 
     Gathering layer by layer for every token that is drawn would cost a collective per layer and token, and bind the
@@ -51,9 +51,15 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
     room for the whole model.
 
     Args:
-        module: the root of what is sharded, which has computed something before; or one that is not sharded.
+        module: the root of what is sharded, which has computed something before; or one that is not sharded, or whole
+            already.
+        without: a part of it that stays sharded.
     """
-    sharded = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    apart = set() if without is None else set(without.modules())
+    parts = [part for part in module.modules() if part not in apart]
+    sharded = [part for part in parts if isinstance(part, FSDPModule)]
+    if not any(isinstance(parameter, DTensor) for part in parts for parameter in part.parameters(recurse=False)):
+        sharded = []
     try:
         for part in sharded:
             part.unshard()

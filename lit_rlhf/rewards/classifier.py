@@ -16,6 +16,7 @@ from lit_rlhf.models.loading import (
     local_or_hub,
     quantization_config,
 )
+from lit_rlhf.models.micro_batches import in_step
 from lit_rlhf.rewards.texts import Encoding
 
 
@@ -74,10 +75,12 @@ class Classifier:
             The logit of the chosen output for each text, in their order.
         """
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]), reverse=True)
-        scores = [0.0] * len(rows)
+        scores, batches = [0.0] * len(rows), []
         while order:
             at_once = max(1, token_budget // len(rows[order[0]]["input_ids"]))
-            batch, order = order[:at_once], order[at_once:]
+            batches.append(order[:at_once])
+            order = order[at_once:]
+        for batch in in_step(self.module, batches, lambda forest: self.module(input_ids=forest.tokens[None])):
             for row, score in zip(batch, self._logits([rows[row] for row in batch], pad).tolist(), strict=True):
                 scores[row] = score
         return scores

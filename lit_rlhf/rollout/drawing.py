@@ -36,10 +36,12 @@ def draw(
         key: names the draw, such as the seed and the iteration. The same key and the same rows give the same responses,
             however they are spread over ranks.
     """
-    if not prompts:
-        return no_rollouts(backbone.base.device)
-    seeds = [seed_of(f"{key}:{name}") for name in response_names(prompts, options.num_responses)]
-    return sampler(backbone, SamplingRequest(prompts, options, stop_tokens, tokenizer, seeds))
+    backbone.prepare()
+    with backbone.whole_weights():
+        if not prompts:
+            return no_rollouts(backbone.base.device)
+        seeds = [seed_of(f"{key}:{name}") for name in response_names(prompts, options.num_responses)]
+        return sampler(backbone, SamplingRequest(prompts, options, stop_tokens, tokenizer, seeds))
 
 
 def response_names(prompts: Sequence[Prompt], num_responses: int) -> list[str]:

@@ -39,7 +39,7 @@ from lit_rlhf.rollout.packing import RolloutMicroBatch, packed_values
 from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
 from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.rollout.shaping import ScoreShaper
-from lit_rlhf.types import InstructionBatch, Instructions, Rollouts
+from lit_rlhf.types import Forest, InstructionBatch, Instructions, Rollouts
 
 _ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 _KL_LOSSES = {"k2": kl_k2_loss, "k3+": kl_k3_loss}
@@ -268,8 +268,10 @@ class Iterations(nn.Module):
         module: LightningModule,
         rollouts: Rollouts,
         losses_of: Callable[[RolloutMicroBatch], TokenLosses],
+        idle: Callable[[Forest], Tensor],
         texts: InstructionBatch | None = None,
         text_losses_of: Callable[[Instructions], Tensor] | None = None,
+        text_idle: Callable[[Forest], Tensor] | None = None,
         *,
         per: Literal["token", "response"] = "token",
         together: int = 1,
@@ -287,11 +289,13 @@ class Iterations(nn.Module):
                 module,
                 rollouts,
                 losses_of,
+                idle,
                 updates=self.updates,
                 learnt=mask & rollouts.finished[:, None] if self.scores.ignore_unfinished else mask,
                 key=self.key,
                 texts=() if texts is None else texts.micro_batches,
                 text_losses_of=text_losses_of,
+                text_idle=text_idle,
                 per=per,
                 together=together,
                 progress=self.phases.progress,

@@ -12,14 +12,14 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lit_rlhf.models.micro_batches import accumulate_gradients, clip_and_step, no_loss
+from lit_rlhf.models.micro_batches import Passes, accumulate_gradients, clip_and_step, no_loss
 from lit_rlhf.ranks import gather_rows, sum_over_ranks
 from lit_rlhf.rollout.averaging import token_weights
 from lit_rlhf.rollout.minibatches import split
 from lit_rlhf.rollout.options import UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, pack, packed_values
 from lit_rlhf.rollout.texts import deal_texts, text_weight
-from lit_rlhf.types import Instructions, Rollouts
+from lit_rlhf.types import Forest, Instructions, Rollouts
 
 
 class TokenLosses(NamedTuple):
@@ -55,6 +55,7 @@ def learn(
     module: LightningModule,
     rollouts: Rollouts,
     losses_of: Callable[[RolloutMicroBatch], TokenLosses],
+    idle: Callable[[Forest], Tensor],
     *,
     updates: UpdateOptions,
     learnt: Tensor,
@@ -63,6 +64,7 @@ def learn(
     together: int = 1,
     texts: Sequence[Instructions] = (),
     text_losses_of: Callable[[Instructions], Tensor] | None = None,
+    text_idle: Callable[[Forest], Tensor] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Learnt:
     """Let a policy learn from responses.
@@ -71,6 +73,7 @@ def learn(
         module: in manual optimization, attached to a Trainer, with one optimizer.
         rollouts: of this rank.
         losses_of: losses of the tokens (or responses) of a micro-batch; they are averaged here.
+        idle: the passes of a micro-batch, as in :class:`lit_rlhf.models.micro_batches.Passes`.
         updates: how often and in what portions.
         learnt: (L, R) bool, True = learnt from.
         key: names the draw of minibatches, such as seed and iteration.
@@ -78,6 +81,7 @@ def learn(
         together: responses that are learnt from together, such as 2 where they come in pairs.
         texts: of this rank, dealt out over the minibatches of each pass; each is seen once in a pass.
         text_losses_of: (N,) losses of the tokens of texts, averaged over those of a minibatch on all ranks.
+        text_idle: the passes of texts, where they are others.
         progress: told how many optimizer steps are done, and of how many.
 
     Raises:
@@ -94,25 +98,20 @@ def learn(
             mix_weight = text_weight(mix, module.device)
             forests = pack(rollouts, members, updates.token_budget, together)
 
-            def loss_of(
-                micro_batch: RolloutMicroBatch | Instructions,
-                weights: Tensor = weights,
-                mix_weight: Tensor = mix_weight,
-                is_mix_alone: bool = not forests,
-            ) -> Tensor:
-                if isinstance(micro_batch, Instructions):
-                    assert text_losses_of is not None
-                    loss = text_losses_of(micro_batch).sum() * mix_weight
-                    # Other ranks wait for the gradients of what texts do not touch, such as a critic.
-                    return loss + no_loss(module) if is_mix_alone else loss
+            def text_loss_of(text: Instructions, weight: Tensor = mix_weight, is_alone: bool = not forests) -> Tensor:
+                assert text_losses_of is not None
+                loss = text_losses_of(text).sum() * weight
+                # Other ranks wait for the gradients of what texts do not touch, such as a critic.
+                return loss + no_loss(module) if is_alone else loss
+
+            def loss_of(micro_batch: RolloutMicroBatch, weights: Tensor = weights) -> Tensor:
                 said = losses_of(micro_batch)
                 watch.see(said, micro_batch)
                 if per == "response":  # a response weighs what its tokens weigh together
                     return (weights[micro_batch.members].sum(1) * said.losses).sum()
                 return (packed_values(weights, rollouts, micro_batch) * said.losses).sum()
 
-            micro_batches: list[RolloutMicroBatch | Instructions] = [*mix, *forests]
-            accumulate_gradients(module, micro_batches, loss_of)
+            accumulate_gradients(module, Passes(mix, text_loss_of, text_idle or idle), Passes(forests, loss_of, idle))
             if updates.max_kl is not None and watch.mean_kl() > updates.max_kl:
                 module.optimizers().zero_grad()  # type: ignore[union-attr]
                 return Learnt(num_updates, watch.ratio_max(), grad_norm)

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.layers.linear_logprobs import TokenLogprobs
+from lit_rlhf.models.micro_batches import in_step
+from lit_rlhf.models.whole import is_sharded
 from lit_rlhf.ranks import sum_over_ranks
 from lit_rlhf.rollout.first_pass import FirstPass
 from lit_rlhf.rollout.minibatches import split
@@ -91,11 +93,12 @@ class Measurer:
             said = self.policy(backbone, micro_batch, entropy_gradient=entropy_gradient)
             return said.logprobs, self.reference(backbone, micro_batch), said.entropy
 
-        return PolicyMeasures(*self.columns(read, rollouts, num_columns=3, learnt_by=learnt_by))
+        return PolicyMeasures(*self.columns(backbone, read, rollouts, num_columns=3, learnt_by=learnt_by))
 
     @torch.no_grad()
     def columns(
         self,
+        model: nn.Module,
         read: Callable[[RolloutMicroBatch], Sequence[Tensor]],
         rollouts: Rollouts,
         *,
@@ -105,6 +108,7 @@ class Measurer:
         """What models say of every token of every response.
 
         Args:
+            model: that is read.
             read: gives (N,) numbers of the tokens of a micro-batch, several columns of them.
             rollouts: of this rank.
             num_columns: how many columns.
@@ -114,18 +118,26 @@ class Measurer:
         Returns:
             For each column its numbers, (L, R) float32, 0 behind a response.
         """
-        first = None if learnt_by is None else self._first_step(rollouts, learnt_by)
+        first = None if learnt_by is None else self._first_step(model, rollouts, learnt_by)
         self.first_pass.expect(first)
         begun = [] if first is None else [first]
         early = {member for micro_batch in begun for member in micro_batch.members.tolist()}
         others = [member for member in range(len(rollouts.prompts)) if member not in early]
         micro_batches = [*begun, *pack(rollouts, others, self.updates.token_budget)]
-        said = [read(micro_batch) for micro_batch in micro_batches]
+        said = [read(micro_batch) for micro_batch in in_step(model, micro_batches, lambda forest: read(_idle(forest)))]
         return [padded_values([columns[k] for columns in said], rollouts, micro_batches) for k in range(num_columns)]
 
-    def _first_step(self, rollouts: Rollouts, key: str) -> RolloutMicroBatch | None:
-        """All that the first step learns from, where that is one micro-batch at most on every rank."""
+    def _first_step(self, model: nn.Module, rollouts: Rollouts, key: str) -> RolloutMicroBatch | None:
+        """All that the first step learns from, where that is one micro-batch at most on every rank.
+
+        Where weights are sharded it is one on every rank: all of them keep a pass, or none does.
+        """
         members = split(rollouts, self.updates.num_minibatches, f"{key}:0")[0]
         packed = pack(rollouts, members, self.updates.token_budget)
-        is_too_much = sum_over_ranks(torch.tensor(int(len(packed) > 1), device=rollouts.tokens.device))
-        return None if is_too_much or not packed else packed[0]
+        fits = len(packed) == 1 or (not packed and not is_sharded(model))
+        misfits = sum_over_ranks(torch.tensor(int(not fits), device=rollouts.tokens.device))
+        return None if misfits or not packed else packed[0]
+
+
+def _idle(forest: Forest) -> RolloutMicroBatch:
+    return RolloutMicroBatch(forest, torch.empty(0, dtype=torch.int64))

@@ -119,6 +119,7 @@ def test_the_bias_of_a_head_is_told_to_those_who_cannot_have_it(reward, tiny_tok
     module = reward(objectives={"good": 2.0, "short": -1.0})
     module.configure_model()
     module.model.score.bias = torch.nn.Parameter(torch.tensor([0.5, 0.25]))
+    module.model.save(tmp_path)
     text = save_reward_tokenizer(module.model, tiny_tokenizer, tmp_path, "made by hand")
     assert "their scores are lower by\n0.75." in text
     assert "num_labels=2, pad_token_id=0)" in text

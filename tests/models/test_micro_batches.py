@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lit_rlhf.models.micro_batches import (
+    Passes,
     StepWindow,
     accumulate_gradients,
     backward_all_but_last,
@@ -35,7 +36,7 @@ class Squares(lightning.LightningModule):
         self.seen.append((due, self.window.is_due))
         if not due:
             return no_loss(self)
-        loss = backward_all_but_last(self, due, lambda x: (self.weight * x) ** 2, idle)
+        loss = backward_all_but_last(self, Passes(due, lambda x: (self.weight * x) ** 2, idle))
         assert float(loss) == pytest.approx(sum(x * x for x in due) * self.trainer.accumulate_grad_batches)
         return loss
 
@@ -127,7 +128,7 @@ class Manual(Squares):
         self.max_grad_norm, self.norms = max_grad_norm, []
 
     def training_step(self, batch, batch_idx):
-        accumulate_gradients(self, batch, lambda x: (self.weight * x) ** 2 / 2 + self.bias * 0.0, idle)
+        accumulate_gradients(self, Passes(batch, lambda x: (self.weight * x) ** 2 / 2 + self.bias * 0.0, idle))
         self.gradients.append(float(self.weight.grad))
         assert self.bias.grad is not None, "other ranks wait for it"
         self.norms.append(float(clip_and_step(self, self.max_grad_norm)))

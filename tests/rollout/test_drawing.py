@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from lit_rlhf.rollout.drawing import draw, no_rollouts, response_names, seed_of
 from lit_rlhf.rollout.sampling.request import SamplingOptions
+
+WHOLE = SimpleNamespace(prepare=nullcontext, whole_weights=nullcontext)
+"""A backbone that is not sharded, and is not asked."""
 
 
 class Echo:
@@ -21,7 +27,7 @@ class Echo:
 
 def seeds_of(prompts, tiny_tokenizer, key="0:iteration 3", num_responses=2):
     sampler, options = Echo(), SamplingOptions(num_responses)
-    said = draw(sampler, None, prompts, options, tokenizer=tiny_tokenizer, stop_tokens=[2], key=key)
+    said = draw(sampler, WHOLE, prompts, options, tokenizer=tiny_tokenizer, stop_tokens=[2], key=key)
     assert said == "rollouts"
     assert list(sampler.request.prompts) == list(prompts)
     assert sampler.request.options is options

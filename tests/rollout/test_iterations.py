@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,10 @@ from lit_rlhf.types import PromptBatch
 
 def length(samples):
     return [float(len(sample.response_tokens)) for sample in samples]
+
+
+WHOLE = SimpleNamespace(prepare=nullcontext, whole_weights=nullcontext)
+"""A backbone that is not sharded, and is not asked."""
 
 
 class Scripted:
@@ -75,7 +80,7 @@ def batch(numbered_prompt):
     return PromptBatch(tuple(numbered_prompt(number) for number in range(4)), {"dropped/too_long": 1})
 
 
-def one_iteration(iterations, batch, module, logprobs=None, policy=None):
+def one_iteration(iterations, batch, module, logprobs=None, policy=WHOLE):
     scored = iterations.collect(policy, batch)
     mask = scored.rollouts.response_mask
     logprobs = torch.zeros(mask.shape) if logprobs is None else logprobs
@@ -94,10 +99,10 @@ def test_what_is_drawn_depends_on_seed_iteration_and_row(make_iterations, batch)
     assert len({seed for draw in seeds for seed in draw}) == 24
     resumed = make_iterations()
     resumed.number.fill_(2)
-    resumed.collect(None, batch)
+    resumed.collect(WHOLE, batch)
     assert resumed.collector.sampler.requests[-1].seeds == seeds[2]
     other = make_iterations(seed=1)
-    other.collect(None, batch)
+    other.collect(WHOLE, batch)
     assert other.collector.sampler.requests[-1].seeds != seeds[0]
 
 
@@ -180,7 +185,7 @@ def test_weights_that_make_up_for_a_sampler(make_iterations, is_exact, cap, expe
 def test_scores_are_shaped_with_the_limit_of_the_sampler(make_iterations, batch):
     scores = {"missing_eos_penalty": 0.0, "overlong_buffer": 6, "overlong_penalty": 6.0}
     iterations = make_iterations(scores=scores)
-    scored = iterations.collect(None, batch)
+    scored = iterations.collect(WHOLE, batch)
     assert iterations.shaped_scores(scored).tolist() == pytest.approx([0.0] * 8), "a token more, a penalty more"
 
 
@@ -199,7 +204,7 @@ def test_held_out_prompts_are_answered_once_and_alike_each_time(make_iterations,
     assert module.logged["val/score"] == sum(row["score"] for row in rows[0]) / 4
     assert {"val/length", "val/finished", "val/rewards/length", "val/entropy"} <= set(module.logged)
     assert module.bar == {"val/score", "val/kl"}
-    iterations.collect(None, batch)
+    iterations.collect(WHOLE, batch)
     assert not set(sampler.requests[-1].seeds) & set(first.seeds), "training draws anew"
 
 

@@ -37,7 +37,9 @@ class Learner(lightning.LightningModule):
         self.rollouts = rollouts
         self.old = Measurer(UpdateOptions(), 1.0).policy_and_reference(self.policy, rollouts).logprobs
         learnt = rollouts.response_mask if self.learnt is None else self.learnt
-        self.found = learn(self, rollouts, self.losses_of, updates=self.updates, learnt=learnt, key=f"0:{batch_idx}")
+        self.found = learn(
+            self, rollouts, self.losses_of, None, updates=self.updates, learnt=learnt, key=f"0:{batch_idx}"
+        )
 
     def configure_optimizers(self):
         return torch.optim.SGD(
@@ -186,7 +188,7 @@ def test_losses_of_responses_weigh_each_alike(run, make_policy, make_rollouts, f
         def training_step(self, rollouts, batch_idx):
             self.rollouts, self.old = rollouts, torch.zeros(rollouts.tokens.shape)
             mask = rollouts.response_mask
-            learn(self, rollouts, self.losses_of, updates=self.updates, learnt=mask, key="0:0", per="response")
+            learn(self, rollouts, self.losses_of, None, updates=self.updates, learnt=mask, key="0:0", per="response")
 
     module = OfResponses(make_policy(), UpdateOptions(max_grad_norm=0.0))
     fit(module, [make_rollouts()])

@@ -66,7 +66,7 @@ def test_columns_keep_their_places(make_rollouts):
         return forest.tokens[forest.targets], forest.positions[forest.targets].half()
 
     measurer = Measurer(UpdateOptions(token_budget=20), 1.0)
-    tokens, positions = measurer.columns(read, rollouts, num_columns=2)
+    tokens, positions = measurer.columns(torch.nn.Module(), read, rollouts, num_columns=2)
     assert tokens.equal((rollouts.tokens * rollouts.response_mask).float())
     prompts = torch.tensor([len(prompt.tokens) for prompt in rollouts.prompts])[:, None]
     depth = prompts + torch.arange(rollouts.tokens.shape[1])

@@ -31,6 +31,8 @@ from lit_rlhf.models.heads.value_files import HEAD_FILES
 from lit_rlhf.models.heads.value_head import ValueHead, hidden_size
 from lit_rlhf.models.loading import drop_lm_head, load_causal_lm, switch_dropout_off
 from lit_rlhf.models.options import BackboneConfig, CriticOptions, LoraOptions
+from lit_rlhf.models.whole import whole_state
+from lit_rlhf.ranks import is_first_rank
 from lit_rlhf.types import Forest
 
 CRITIC_FOLDER = "critic"
@@ -97,6 +99,11 @@ class ActorCritic(nn.Module):
             return PolicyValues(policy.logprobs, policy.entropy, self.values(forest))
         return PolicyValues(policy.logprobs, policy.entropy, self._read(states.detach() if head_alone else states))
 
+    def idle(self, forest: Forest) -> Tensor:
+        """(N,) numbers of a forest that nobody asks for, in step with ranks that have more to compute."""
+        said = self(forest)
+        return said.logprobs + said.values
+
     def values(self, forest: Forest) -> Tensor:
         """(N,) float32 values of the states that the scored tokens were chosen in."""
         if self.trunk is not None:
@@ -139,17 +146,20 @@ class ActorCritic(nn.Module):
 
         The folder of a shared trunk holds both in one: it loads as
         :class:`lit_rlhf.AutoModelForCausalLMWithValueHead`, and as the policy alone. Other critics lie beside the
-        policy, in ``critic/``, and load so as well.
+        policy, in ``critic/``, and load so as well. All ranks call this, and the first writes.
         """
         folder = Path(folder)
         self.backbone.save(folder)
         place = folder if self.kind == "shared" else folder / CRITIC_FOLDER
-        place.mkdir(parents=True, exist_ok=True)
         if self.trunk is not None:
             self.trunk.save(place)
         elif self.kind == "adapter" and isinstance(self.backbone.model, PeftModel):
             adapters.save_adapter(self.backbone.model, adapters.CRITIC, place)
-        head = {f"v_head.{name}": tensor.detach().cpu().clone() for name, tensor in self.v_head.state_dict().items()}
+        state = whole_state(self.v_head.state_dict())
+        if not is_first_rank():
+            return
+        place.mkdir(parents=True, exist_ok=True)
+        head = {f"v_head.{name}": tensor.cpu().clone() for name, tensor in state.items()}
         is_whole = not isinstance((self.trunk or self.backbone).model, PeftModel)
         for name in HEAD_FILES[: 1 if is_whole else None]:
             save_file(head, place / name, {"format": "pt"})

@@ -27,6 +27,8 @@ from lit_rlhf.models import adapters
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.heads.score_head import ScoreHead
 from lit_rlhf.models.loading import local_or_hub
+from lit_rlhf.models.whole import whole_state
+from lit_rlhf.ranks import is_first_rank
 
 REWARD_FILE = "reward_model.json"
 _IN_ADAPTER = "base_model.model.score.weight"
@@ -76,22 +78,24 @@ def read_reward_file(folder: Path) -> RewardFile | None:
 
 
 def write_reward_model(backbone: Backbone, score: ScoreHead, folder: Path) -> None:
-    """Write a reward model.
+    """Write a reward model; all ranks call this, and the first writes.
 
     Args:
         backbone: plays the role ``reward``.
         score: its head.
         folder: is made if need be.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    head = whole_state(score.state_dict())
     if isinstance(backbone.model, PeftModel):
         with backbone.role("reward"):
             adapters.save_adapter(backbone.model, str(backbone.model.active_adapter), folder)
-        _add_head(folder, score)
+        if is_first_rank():
+            _add_head(folder, head["weight"])
     else:
         write_classifier(backbone.model, score.weight, folder)
-    bias = None if score.bias is None else score.bias.tolist()
-    known = RewardFile(score.objectives, bias=bias)
+    if not is_first_rank():
+        return
+    known = RewardFile(score.objectives, bias=head["bias"].tolist() if "bias" in head else None)
     if score.is_measured:
         known = known._replace(mean=float(score.mean), std=float(score.std), num_responses=int(score.num_responses))
     (folder / REWARD_FILE).write_text(json.dumps(known._asdict(), indent=2) + "\n", encoding="utf-8")
@@ -100,18 +104,23 @@ def write_reward_model(backbone: Backbone, score: ScoreHead, folder: Path) -> No
 def write_classifier(model: PreTrainedModel, weight: Tensor, folder: Path, pad_token_id: int | None = None) -> None:
     """Write a Hugging Face sequence classifier, or, for a kind of model that has none, the backbone with the head.
 
+    All ranks call this, and the first writes.
+
     Args:
         model: a causal language model without its ``lm_head``.
         weight: (K, H) of the score head.
         folder: is made if need be.
         pad_token_id: of rows of a batch; it must not end a text, as the classifier reads the token before it.
     """
+    weights = whole_state({**model.state_dict(), "score.weight": weight})
+    if not is_first_rank():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     config = deepcopy(model.config)
     config.num_labels = len(weight)
     config.architectures = None
     if pad_token_id is not None:
         config.pad_token_id = pad_token_id
-    weights = {**model.state_dict(), "score.weight": weight.detach()}
     classifier = _empty_classifier(config)
     if classifier is None or set(classifier.state_dict()) != set(weights):
         rank_zero_info(f"transformers has no classifier of type {config.model_type}: lit_rlhf alone can load this one")
@@ -130,10 +139,10 @@ def _empty_classifier(config: PretrainedConfig) -> PreTrainedModel | None:
         return None
 
 
-def _add_head(folder: Path, score: ScoreHead) -> None:
+def _add_head(folder: Path, weight: Tensor) -> None:
     """Turn a saved adapter into one for sequence classification, the head beside the LoRA weights."""
     file = folder / SAFETENSORS_WEIGHTS_NAME
-    weights = {**load_file(file), _IN_ADAPTER: score.weight.detach().cpu().contiguous()}
+    weights = {**load_file(file), _IN_ADAPTER: weight.cpu().contiguous()}
     save_file(weights, file, {"format": "pt"})
     config = LoraConfig.from_pretrained(str(folder))
     config.task_type = "SEQ_CLS"

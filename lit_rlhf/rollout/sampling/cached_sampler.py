@@ -19,7 +19,6 @@ from lit_rlhf.models.layers.lm_head import head_parameters
 from lit_rlhf.models.layers.lora_linear import Projection, projected
 from lit_rlhf.models.layers.step_parts import StepParts
 from lit_rlhf.models.loading import evaluating
-from lit_rlhf.models.whole import whole_weights
 from lit_rlhf.rollout.sampling.categorical import draw_tokens, uniforms
 from lit_rlhf.rollout.sampling.forest_decoder import ForestDecoder
 from lit_rlhf.rollout.sampling.padded_decoder import PaddedDecoder
@@ -60,7 +59,7 @@ class CachedSampler:
         """
         check_request(request)
         backbone.prepare()
-        with evaluating(backbone), whole_weights(backbone):
+        with evaluating(backbone), backbone.whole_weights():
             responses = _Responses(backbone, request, self.max_copy_mib)
             for rows in self._batches(request, shares_prompts=backbone.layout == "forest"):
                 responses.draw(rows)
