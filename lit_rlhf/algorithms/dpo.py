@@ -56,6 +56,7 @@ from lit_rlhf.models.options import BackboneConfig, ReferenceOptions
 from lit_rlhf.models.reference import Reference
 from lit_rlhf.ranks import gather_rows, num_ranks, sum_over_ranks
 from lit_rlhf.schedules import WarmupDecay, optimization
+from lit_rlhf.strategies.combinations import refuse_combination
 from lit_rlhf.types import Forest, PreferenceBatch, PreferencePairs, num_sequence_tokens
 
 _FIXED_LIVE = ReferenceOptions()
@@ -127,8 +128,7 @@ class DPOModule(LightningModule):
         self.backbone: BackboneConfig | Backbone | PreTrainedModel | PeftModel
         self.__dict__["backbone"] = backbone  # unregistered: its weights are those of self.model
         self.model: Backbone
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.strict_loading = False  # a checkpoint holds what was trained, not the frozen base
         self.parts = part_names(self.losses)
         self.train_means = Means((*self.parts, *PAIR_METRICS))
@@ -140,6 +140,7 @@ class DPOModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the backbone, here and not earlier, so that a Trainer has its devices by then."""
+        refuse_combination(self)
         if "model" in self._modules:
             return
         kind: ReferenceKind = "none" if not self.needs_reference else "moving" if self.reference.sync_steps else "fixed"
@@ -161,8 +162,7 @@ class DPOModule(LightningModule):
         if micro_batches is None:
             return no_loss(self)
         self._totals = self._step_totals(micro_batches)
-        coupled = self._coupled(micro_batches)  # like the totals, over all ranks: also one that has no rows takes part
-        loss = backward_all_but_last(self, Passes(coupled, self._share, self._idle))
+        loss = backward_all_but_last(self, Passes(self._coupled(micro_batches), self._share, self._idle))
         if (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
             self._log_training()
         return loss

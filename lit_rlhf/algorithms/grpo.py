@@ -50,6 +50,7 @@ from lit_rlhf.rollout.iterations import POLICY_METRICS, Iterations
 from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, UpdateOptions
 from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.schedules import WarmupDecay, optimization
+from lit_rlhf.strategies.combinations import refuse_combination
 from lit_rlhf.types import Forest, PromptBatch
 
 _SAMPLING, _SCORES = SamplingOptions(num_responses=8), ScoreOptions()
@@ -121,6 +122,7 @@ class GRPOModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the backbone, here and not earlier, so that a Trainer has its devices by then."""
+        refuse_combination(self)
         if "model" in self._modules:
             return
         device = root_device(self)

@@ -50,6 +50,7 @@ from lit_rlhf.rollout.options import KLOptions, ScoreOptions, UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, packed_values
 from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.schedules import WarmupDecay, optimization
+from lit_rlhf.strategies.combinations import refuse_combination
 from lit_rlhf.types import Forest, PromptBatch, Rollouts
 
 _SAMPLING, _SCORES = SamplingOptions(num_responses=2), ScoreOptions()
@@ -139,6 +140,7 @@ class OnlineDPOModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the backbone, here and not earlier, so that a Trainer has its devices by then."""
+        refuse_combination(self)
         if "model" in self._modules:
             return
         device = root_device(self)

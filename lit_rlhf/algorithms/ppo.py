@@ -56,6 +56,7 @@ from lit_rlhf.rollout.options import AdvantageOptions, ClipOptions, KLOptions, S
 from lit_rlhf.rollout.packing import RolloutMicroBatch, packed_values
 from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.schedules import ParameterGroup, WarmupDecay, optimization
+from lit_rlhf.strategies.combinations import refuse_combination
 from lit_rlhf.types import Forest, Instructions
 
 _CRITIC, _SAMPLING, _KL = CriticOptions(), SamplingOptions(), KLOptions()
@@ -140,6 +141,7 @@ class PPOModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the backbone with its roles, here and not earlier, so that a Trainer has its devices by then."""
+        refuse_combination(self)
         if "model" in self._modules:
             return
         device = root_device(self)

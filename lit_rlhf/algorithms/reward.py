@@ -53,6 +53,7 @@ from lit_rlhf.models.micro_batches import Passes, StepWindow, backward_all_but_l
 from lit_rlhf.models.options import BackboneConfig
 from lit_rlhf.ranks import num_ranks, sum_over_ranks
 from lit_rlhf.schedules import WarmupDecay, optimization
+from lit_rlhf.strategies.combinations import refuse_combination
 from lit_rlhf.types import (
     GradedBatch,
     GradedResponses,
@@ -112,6 +113,7 @@ class RewardModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the backbone, here and not earlier, so that a Trainer has its devices by then."""
+        refuse_combination(self)
         if "model" in self._modules:
             return
         if isinstance(self.backbone, BackboneConfig):

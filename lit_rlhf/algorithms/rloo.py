@@ -50,6 +50,7 @@ from lit_rlhf.rollout.options import ClipOptions, KLOptions, ScoreOptions, Updat
 from lit_rlhf.rollout.packing import RolloutMicroBatch, packed_values, response_sums
 from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions
 from lit_rlhf.schedules import WarmupDecay, optimization
+from lit_rlhf.strategies.combinations import refuse_combination
 from lit_rlhf.types import Forest, PromptBatch, Rollouts
 
 _SAMPLING, _KL, _SCORES = SamplingOptions(num_responses=4), KLOptions(), ScoreOptions()
@@ -116,6 +117,7 @@ class RLOOModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the backbone, here and not earlier, so that a Trainer has its devices by then."""
+        refuse_combination(self)
         if "model" in self._modules:
             return
         device = root_device(self)

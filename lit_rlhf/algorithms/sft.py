@@ -44,6 +44,7 @@ from lit_rlhf.models.micro_batches import Passes, StepWindow, backward_all_but_l
 from lit_rlhf.models.options import BackboneConfig
 from lit_rlhf.ranks import num_ranks, sum_over_ranks
 from lit_rlhf.schedules import WarmupDecay, optimization
+from lit_rlhf.strategies.combinations import refuse_combination
 from lit_rlhf.types import InstructionBatch, Instructions, num_sequence_tokens
 
 Average = Literal["tokens", "sequences"]
@@ -95,6 +96,7 @@ class SFTModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the backbone, here and not earlier, so that a Trainer has its devices by then."""
+        refuse_combination(self)
         if "model" in self._modules:
             return
         if isinstance(self.backbone, BackboneConfig):

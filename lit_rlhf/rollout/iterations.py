@@ -276,13 +276,7 @@ class Iterations(nn.Module):
         per: Literal["token", "response"] = "token",
         together: int = 1,
     ) -> Learnt:
-        """Pass over the responses, minibatch by minibatch; the arguments are those of :func:`learn`.
-
-        Raises:
-            ValueError: under a precision that scales the loss, for gradients would be clipped before that is undone.
-        """
-        if module.trainer.precision == "16-mixed":
-            raise ValueError("trainer.precision is '16-mixed', which needs a scaled loss; take 'bf16-mixed'")
+        """Pass over the responses, minibatch by minibatch; the arguments are those of :func:`learn`."""
         mask = rollouts.response_mask
         with self.phases("update"):
             return learn(

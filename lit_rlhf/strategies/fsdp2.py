@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from lit_rlhf.models.whole import whole
+from lit_rlhf.strategies.combinations import refuse_combination
 from lit_rlhf.strategies.sharding import shard_models
 
 
@@ -51,6 +52,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def setup(self, trainer: Trainer) -> None:
         """Shard the models that ``configure_model`` built, then make the optimizer of the shards."""
         assert self.lightning_module is not None
+        refuse_combination(self.lightning_module)
         self.model = self.precision_plugin.convert_module(self.lightning_module)
         shard_models(self.lightning_module, self.device_mesh["data_parallel"])
         super().setup(trainer)
