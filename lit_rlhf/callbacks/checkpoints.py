@@ -16,7 +16,9 @@ from lit_rlhf.callbacks.iterations import is_settled, iterations_done
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Saves ``step-<n>.ckpt`` and ``last.ckpt`` after each validation, and ``last.ckpt`` every few minutes as well.
+    """Saves ``step-<n>.ckpt`` and ``last.ckpt`` after validations and at the end of epochs and of the run.
+
+    ``last.ckpt`` is the newest state, and is saved every few minutes in between as well.
 
     Args:
         dirpath: folder of the checkpoints; None = where Lightning puts them.
@@ -60,11 +62,29 @@ class StepCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when the time is up; a state before a validation is saved after it."""
-        is_due = time.monotonic() - self._saved_at >= 60 * self.minutes
-        is_due = trainer.strategy.reduce_boolean_decision(is_due, all=False)
-        if is_due and is_settled(trainer) and not self._should_skip_saving_checkpoint(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        """Save when it is due; a state before a validation is saved after it."""
+        is_last, is_late = _is_last(trainer), time.monotonic() - self._saved_at >= 60 * self.minutes
+        if trainer.strategy.reduce_boolean_decision(is_last or is_late, all=False) and is_settled(trainer):
+            self._save(trainer, is_ranked=is_last and self.monitor is None)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was measured with the state that it was measured on."""
+        if not trainer.sanity_checking:
+            self._save(trainer, is_ranked=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save nothing: the last step of the epoch has been saved."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save nothing: the last step has been saved, and here an epoch cut short would count as a whole one."""
+
+    def _save(self, trainer: Trainer, is_ranked: bool) -> None:
+        if trainer.state.fn != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        candidates = self._monitor_candidates(trainer)
+        if is_ranked:
+            self._save_topk_checkpoint(trainer, candidates)
+        self._save_last_checkpoint(trainer, candidates)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
@@ -148,6 +168,6 @@ class IterationCheckpoint(ModelCheckpoint):
 
 
 def _is_last(trainer: Trainer) -> bool:
-    """Whether the iteration that has just ended is the last one of its epoch or of the run."""
+    """Whether the step or iteration that has just ended is the last one of its epoch or of the run."""
     reached = 0 <= trainer.max_steps <= trainer.global_step
     return reached or trainer.should_stop or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch

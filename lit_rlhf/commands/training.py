@@ -36,6 +36,7 @@ from lit_rlhf.callbacks.checkpoints import IterationCheckpoint, StepCheckpoint
 from lit_rlhf.callbacks.export import AdapterExport
 from lit_rlhf.callbacks.health import HealthBands
 from lit_rlhf.callbacks.metrics_file import MetricsFile
+from lit_rlhf.callbacks.origin import Origin
 from lit_rlhf.callbacks.plots import Plots
 from lit_rlhf.callbacks.predictions import PredictionsFile
 from lit_rlhf.callbacks.preemption import Preemption
@@ -214,12 +215,12 @@ class TrainingCLI(LightningCLI):
             IterationCheckpoint(folder / CHECKPOINTS) if learns_from_rollouts else StepCheckpoint(folder / CHECKPOINTS)
         )
         if self.subcommand == "predict":
-            return [checkpoint, PredictionsFile()]
+            return [Origin(), checkpoint, PredictionsFile()]
         if self.subcommand != "fit":
-            return [checkpoint, ReliabilityPlot(), SubsetTable()]
+            return [Origin(), checkpoint, ReliabilityPlot(), SubsetTable()]
         table = RolloutTable() if learns_from_rollouts else SampleTable()
         watching = [table, HealthBands(), ScoreSpread(), AdapterExport(), Plots(), ReliabilityPlot(), RunSummary()]
-        return [RandomState(), *watching, checkpoint, Preemption(requeue=self._begins_again)]
+        return [RandomState(), Origin(), *watching, checkpoint, Preemption(requeue=self._begins_again)]
 
     def _loggers(self, config: Namespace) -> list[Logger] | bool:
         """The user's, behind ours: Lightning takes the folder of the run from the first."""

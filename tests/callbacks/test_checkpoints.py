@@ -1,4 +1,4 @@
-"""Checkpoints between iterations."""
+"""Checkpoints after validations, every few minutes, and between iterations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_rlhf.callbacks.bands import Band, Limit
-from lit_rlhf.callbacks.checkpoints import IterationCheckpoint
+from lit_rlhf.callbacks.checkpoints import IterationCheckpoint, StepCheckpoint
 from lit_rlhf.callbacks.health import HealthBands
 from lit_rlhf.callbacks.random_state import RandomState
 
@@ -155,3 +155,35 @@ def test_a_run_that_is_stopped_is_saved(iterate, rollouts, tmp_path, whole):
     go(iterate, module, tmp_path / "ill", ckpt_path="last")
     assert module.iterations == [1, 2, 3, 4, 5]
     assert torch.equal(module.weight, whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "found"),
+    [
+        ({"minutes": 0, "save_top_k": 0}, {"limit_val_batches": 0}, [1, 2, 3, 4, 5, 6]),
+        ({"minutes": 0, "save_top_k": 0}, {}, [1, 2, 3, 4, 5, 6]),
+        ({"minutes": 9, "save_top_k": 0}, {"limit_val_batches": 0}, [3, 6]),
+        ({"minutes": 9, "save_top_k": 0}, {"val_check_interval": 2, "check_val_every_n_epoch": None}, [2, 3, 4, 6]),
+        ({"minutes": 9, "save_top_k": 0}, {"val_check_interval": 2, "max_steps": 5, "max_epochs": None}, [2, 3, 5]),
+        ({"minutes": 0, "save_top_k": 0}, {"accumulate_grad_batches": 2, "limit_val_batches": 0}, [1, 2, 3, 4]),
+    ],
+)
+def test_last_is_saved_in_time_and_at_each_end(train, policy, tmp_path, monkeypatch, options, settings, found):
+    saved = []
+    keep = StepCheckpoint(tmp_path / "kept", **options)
+    plain = keep._save_checkpoint
+    monkeypatch.setattr(
+        keep, "_save_checkpoint", lambda trainer, path: (saved.append(trainer.global_step), plain(trainer, path))
+    )
+    train(policy(), keep, enable_checkpointing=True, **{"max_epochs": 2, **settings})
+    assert list(dict.fromkeys(saved)) == found
+    assert names(tmp_path / "kept") == ["last.ckpt"]
+    assert torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)["global_step"] == found[-1]
+
+
+def test_numbered_steps_are_those_of_validations_and_ends(train, policy, tmp_path):
+    keep = StepCheckpoint(tmp_path / "kept", minutes=0, save_top_k=-1)
+    train(policy(), keep, enable_checkpointing=True, val_check_interval=2, check_val_every_n_epoch=None, max_epochs=2)
+    assert names(tmp_path / "kept") == ["last.ckpt", *(f"step-{step}.ckpt" for step in (2, 3, 4, 6))]
+    with pytest.raises(ValueError, match="minutes is -1"):
+        StepCheckpoint(minutes=-1)

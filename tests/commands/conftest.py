@@ -47,7 +47,7 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def config_file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Callable[..., Path], pairs_file: Path) -> Path:
-    """Twelve steps of DPO, validated every four."""
+    """Twelve steps of DPO, validated every three."""
     config = {
         "seed_everything": 1,
         "model": {
@@ -69,7 +69,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Callable[.
         "trainer": {
             "accelerator": "cpu",
             "max_epochs": 2,
-            "val_check_interval": 4,
+            "val_check_interval": 3,
             "log_every_n_steps": 1,
             "callbacks": [
                 {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
+from lit_rlhf.models.checkpoints import drop_frozen, frozen_digest, refuse_foreign
 
 
 def checkpoint_of(backbone):
@@ -59,3 +59,39 @@ def test_checkpoints_of_other_heads_and_of_policies_are_refused(build, build_rew
         refuse_foreign(checkpoint_of(two), mine, "model.")
     with pytest.raises(ValueError, match=r"it lacks model\.backbone\."):
         refuse_foreign(checkpoint_of(build()), mine, "model.")
+
+
+@pytest.mark.parametrize("options", [{}, {"quantization": "nf4"}, {"lora": {"init": "pissa"}}, {"fused": False}])
+def test_another_base_is_refused_and_both_are_named(build, tiny_llama, options):
+    mine, again = build(**options), build(**options)
+    checkpoint = checkpoint_of(mine)
+    drop_frozen(checkpoint, mine, "model.")
+    refuse_foreign(checkpoint, again, "model.")
+    other = build(tiny_llama(seed=5), **options)
+    with pytest.raises(ValueError, match=rf"the base '{tiny_llama()}' .*and this run has '{tiny_llama(seed=5)}'"):
+        refuse_foreign(checkpoint, other, "model.")
+    del checkpoint["base"]
+    refuse_foreign(checkpoint, other, "model.")
+
+
+def test_what_is_trained_says_nothing_of_the_base(build):
+    mine, again = build(), build(lora={"r": 4, "init": "gaussian"})
+    with torch.no_grad():
+        for parameter in mine.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    assert frozen_digest(mine) == frozen_digest(again) == frozen_digest(build(dtype="bfloat16"))
+    assert frozen_digest(mine) != frozen_digest(build(quantization="nf4"))
+    whole = [build(lora={"enabled": False}) for _ in range(2)]
+    torch.nn.init.zeros_(next(whole[0].parameters()))
+    assert frozen_digest(whole[0]) == frozen_digest(whole[1]), "nothing of it is frozen"
+
+
+def test_a_merged_adapter_makes_another_base(build, tmp_path):
+    backbone = build()
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=1e-3)
+    backbone.model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert frozen_digest(build(tmp_path / "merged")) != frozen_digest(build())
