@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_rlhf.models.layers.lora_linear import Adapter, Projection, projected, projected_backward, projection_of
 
@@ -68,6 +69,22 @@ def test_packed_layers_compute_the_same(num_tokens):
     for ours, projection in zip(projected(x, packed), group, strict=True):
         assert ours.shape == (num_tokens, projection.weight.shape[0])
         torch.testing.assert_close(ours, dense(projection, x), rtol=3e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize(("num_tokens", "num_rows"), [(1, 4), (3, 4), (4, 4), (5, 8)])
+def test_packed_weights_meet_multiples_of_four_rows(num_tokens, num_rows):
+    (projection,) = layers(adapted=(True,))
+    packed, met = projection.packed(), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "_linear_pointwise" in str(function):
+                met.append(len(args[0]))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        projected(torch.randn(num_tokens, I), [packed])
+    assert met == [num_rows]
 
 
 def test_only_what_is_wanted():

@@ -28,7 +28,7 @@ def copied(parts):
 
 
 def test_layers_are_copied_while_there_is_room():
-    parts = StepParts(max_copy_bytes=959)
+    parts = StepParts(max_copy_bytes=640)
     assert [copied(parts.of(layer, make, torch.float32)) for layer in range(3)] == [[True] * 2] * 2 + [[False] * 2]
     assert parts.of(0, make, torch.float32).norm == "norm"
 

@@ -24,6 +24,7 @@ from transformers import (
 from lit_rlhf.models.building import wrap_model
 from lit_rlhf.models.layers.cached_attention import CachedRows
 from lit_rlhf.models.layers.lora_linear import Projection
+from lit_rlhf.models.layers.step_parts import StepParts
 from lit_rlhf.rollout.sampling import forest_decoder
 from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
 
@@ -110,13 +111,15 @@ def test_four_bits_are_left_as_they_are(sampled_backbone, make_request, trainer_
 
 @pytest.mark.parametrize("options", [{}, {"quantization": "nf4"}], ids=["float32", "nf4"])
 def test_copies_of_weights_change_nothing(options, sampled_backbone, make_request, monkeypatch):
-    copied, packed = [], Projection.packed
+    copied, packed, rooms, make = [], Projection.packed, [], StepParts.__init__
+    monkeypatch.setattr(StepParts, "__init__", lambda parts, room: rooms.append(room) or make(parts, room))
     monkeypatch.setattr(Projection, "packed", lambda projection: copied.append(1) or packed(projection))
     backbone, request = sampled_backbone(**options), make_request(stop_tokens=range(2, 30), num_responses=3)
     plain = CachedSampler(max_copy_mib=0)(backbone, request)
     assert not copied
-    quick = CachedSampler(max_rows=4)(backbone, request)
+    quick = CachedSampler(max_rows=4, max_copy_mib=3)(backbone, request)
     assert len(copied) == 1 + 7 * backbone.base.config.num_hidden_layers  # once for all batches
+    assert rooms == [0, 3 * 2**20]
     assert torch.equal(plain.tokens, quick.tokens)
     torch.testing.assert_close(plain.logprobs, quick.logprobs, rtol=0, atol=1e-5)
 
@@ -142,6 +145,16 @@ def test_a_response_does_not_depend_on_the_cut(cut, kind, sampled_backbone, make
     assert torch.equal(whole.tokens, cut.tokens)
     assert torch.equal(whole.finished, cut.finished)
     torch.testing.assert_close(whole.logprobs, cut.logprobs, rtol=0, atol=1e-5)
+
+
+def test_equal_prompts_need_not_stand_side_by_side(sampled_backbone, make_request, responses):
+    backbone, request = sampled_backbone(), make_request(lengths=(6, 6), num_responses=2)
+    first, second = request.prompts
+    mixed = request._replace(prompts=[first, second, first], seeds=[*request.seeds, 7, 8])
+    expected = responses(CachedSampler()(backbone, request))
+    assert responses(CachedSampler()(backbone, mixed))[:4] == expected
+    alone = request._replace(prompts=[first], seeds=[7, 8])
+    assert responses(CachedSampler()(backbone, mixed))[4:] == responses(CachedSampler()(backbone, alone))
 
 
 def test_a_response_depends_on_its_seed_and_its_prompt_alone(sampled_backbone, make_request, responses):
