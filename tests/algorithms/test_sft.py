@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
@@ -216,16 +216,18 @@ def test_a_batch_without_rows(make_sft, make_text_batches, fit):
     assert holed.logger.column("train/data/dropped") == [0.0, 1.0, 0.0]
 
 
-def test_a_text_without_trained_tokens_weighs_nothing(make_sft, make_texts, make_text_batches, fit, assert_same_run):
+@pytest.mark.parametrize("average", ["tokens", "sequences"])
+def test_a_text_without_trained_tokens_weighs_nothing(make_sft, make_texts, fit, average):
     texts = make_texts(4)
     idle = texts[0]._replace(scored=[False] * len(texts[0].tokens))
-    for average in ("tokens", "sequences"):
-        with_idle = fit(make_sft(average=average), [pack_sequences([idle, *texts[1:]], 10**6)])
-        without = fit(make_sft(average=average), [pack_sequences(texts[1:], 10**6)])
-        for name in ("train/loss", "train/grad_norm"):
-            assert with_idle.logger.column(name) == pytest.approx(without.logger.column(name), rel=1e-6)
-        nothing = fit(make_sft(average=average), [pack_sequences([idle], 10**6)])
-        assert nothing.logger.column("train/grad_norm") == [0.0]
+    with_idle = fit(make_sft(average=average), [pack_sequences([idle, *texts[1:]], 10**6)])
+    without = fit(make_sft(average=average), [pack_sequences(texts[1:], 10**6)])
+    for name in ("train/loss", "train/grad_norm"):
+        assert with_idle.logger.column(name) == pytest.approx(without.logger.column(name), rel=1e-6)
+    returned = []
+    keep = LambdaCallback(on_train_batch_end=lambda *ends: returned.append(float(ends[2]["loss"])))
+    nothing = fit(make_sft(average=average), [pack_sequences([idle], 10**6)], callbacks=[keep])
+    assert nothing.logger.column("train/grad_norm") == returned == [0.0]
 
 
 @pytest.mark.parametrize("kind", ["peft", "backbone", "plain"])
@@ -260,11 +262,12 @@ def test_a_checkpoint_holds_what_was_trained_and_fits_no_other_model(make_sft, m
 
 
 @pytest.mark.parametrize("lora", [{}, {"enabled": False}], ids=["adapter", "whole"])
-def test_a_loss_that_is_not_finite_stops_the_run(make_sft, make_text_batches, fit, trained_weights, lora):
+def test_a_loss_that_is_not_finite_stops_the_run(make_sft, make_texts, fit, trained_weights, lora):
     module = make_sft(lora=lora)
     module.configure_model()
     module.model.prepare()
-    batches = make_text_batches(6, 6)
+    *texts, last = make_texts(6)
+    batches = [pack_sequences([*texts, last._replace(scored=[False] * len(last.scored))], 10**6)]
     (part,) = batches[0].micro_batches
     part.forest.tokens[part.forest.starts[2]] = 319
     before = trained_weights(module)
@@ -300,7 +303,7 @@ def test_the_gradient_is_clipped(make_sft, make_text_batches, fit, trained_weigh
 def test_half_precision_follows_the_curve(make_sft, make_text_batches, fit, precision):
     full = fit(make_sft(), make_text_batches(16, 4)).logger.column("train/loss")
     half = fit(make_sft(), make_text_batches(16, 4), precision=precision).logger.column("train/loss")
-    assert half == pytest.approx(full, rel=3e-3)
+    assert half == pytest.approx(full, rel=1e-2)
 
 
 def test_the_clock_stands_still_while_it_validates(make_sft, make_text_batches, fit, monkeypatch):

@@ -35,6 +35,7 @@ def test_shapes_that_do_not_belong_together(logprobs, leads):
 def test_the_weights_of_both_averages_by_hand():
     sequences, losses = torch.tensor([0, 0, 0, 2, 2, 5]), torch.tensor([1.0, 2.0, 6.0, 4.0, 8.0, 5.0])
     by_token, by_sequence = token_shares(sequences), sequence_shares(sequences)
+    assert (float(by_token.sum()), float(by_sequence.sum())) == pytest.approx((6, 3))
     assert float((by_token * losses).sum() / by_token.sum()) == pytest.approx(26 / 6)
     assert float((by_sequence * losses).sum() / by_sequence.sum()) == pytest.approx((3 + 6 + 5) / 3)
 
