@@ -22,7 +22,7 @@ def test_prompts_are_the_roots_that_have_children():
 
 
 def test_the_prompt_of_a_text_is_what_comes_before_its_last_answer():
-    flags = ([0, 1, 1], [0, 1, 1, 0, 0, 1, 1, 0], [0, 0, 1, 0])
+    flags = ([0, 1, 1], [0, 1, 1, 0, 0, 1, 1, 1, 0], [0, 0, 1, 0])
     texts = [[Segment([10 * n + at for at in range(len(row))], [*map(bool, row)])] for n, row in enumerate(flags, 1)]
     assert prompts_of(Forest.pack(texts)) == [[10], [20, 21, 22, 23, 24], [30, 31]]
 
