@@ -42,6 +42,7 @@ from lit_rlhf.callbacks.predictions import PredictionsFile
 from lit_rlhf.callbacks.preemption import Preemption
 from lit_rlhf.callbacks.progress import Progress
 from lit_rlhf.callbacks.random_state import RandomState
+from lit_rlhf.callbacks.rank_watch import RankWatch
 from lit_rlhf.callbacks.reliability import ReliabilityPlot
 from lit_rlhf.callbacks.rollout_table import RolloutTable
 from lit_rlhf.callbacks.samples import SampleTable
@@ -220,7 +221,8 @@ class TrainingCLI(LightningCLI):
             return [Origin(), checkpoint, ReliabilityPlot(), SubsetTable()]
         table = RolloutTable() if learns_from_rollouts else SampleTable()
         watching = [table, HealthBands(), ScoreSpread(), AdapterExport(), Plots(), ReliabilityPlot(), RunSummary()]
-        return [RandomState(), Origin(), *watching, checkpoint, Preemption(requeue=self._begins_again)]
+        leaving = Preemption(requeue=self._begins_again)
+        return [RandomState(), Origin(), RankWatch(), *watching, checkpoint, leaving]
 
     def _loggers(self, config: Namespace) -> list[Logger] | bool:
         """The user's, behind ours: Lightning takes the folder of the run from the first."""

@@ -14,6 +14,7 @@ them, a thirtieth where that is quantised once more.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 
 import bitsandbytes
@@ -66,6 +67,8 @@ def shard_model(model: nn.Module, mesh: DeviceMesh) -> None:
     Raises:
         ValueError: if a model has no decoder layers that transformers knows.
     """
+    # Layers give a view of what they computed, and nothing here changes that in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     keep_four_bits_as_they_are(model)
     for unit in [*_inner_units(model), model]:
         _shard_unit(unit, mesh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import pytest
@@ -157,3 +158,65 @@ def test_two_ranks_train_what_one_trains(algorithm, adapter, strategy, recipes, 
     recipe = recipes[algorithm]
     ranks = on_ranks(train, strategy, adapter, "32-true", recipe, fit)
     same_training(ranks, train(None, None, adapter, "32-true", recipe, fit))
+
+
+PRECISIONS = ("bf16-true", "bf16-mixed")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("algorithm", "adapter", "strategy"),
+    [
+        pytest.param(*case, marks=() if case == ("dpo", "lora", "fsdp2") else pytest.mark.slow)
+        for case in product(ALGORITHMS, ("lora", "nf4", "full"), STRATEGIES)
+    ],
+)
+def test_other_precisions(algorithm, adapter, strategy, precision, recipes, fit, on_ranks):
+    """The first numbers that are logged are those of one process, as far as bfloat16 goes, and all are finite."""
+    recipe = recipes[algorithm]
+    ranks = on_ranks(train, strategy, adapter, precision, recipe, fit)
+    alone = train(None, None, adapter, precision, recipe, fit)
+    names = {name for row in alone["rows"] for name in row}
+    loss = next(name for name in ("train/loss", "rollout/score") if name in names)
+    found, wanted = ([row[loss] for row in run["rows"] if loss in row] for run in (ranks[0], alone))
+    assert found[0] == pytest.approx(wanted[0], rel=0.05, abs=0.05)
+    assert all(math.isfinite(value) for value in found)
+    assert len(found) == len(wanted)
+    for name, weight in ranks[0]["weights"].items():
+        assert weight.isfinite().all(), name
+        assert torch.equal(weight, ranks[1]["weights"][name])
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS)])
+def test_int8_over_two_whole_copies(algorithm, recipes, fit, on_ranks):
+    recipe = recipes[algorithm]
+    ranks = on_ranks(train, "ddp", "int8", "32-true", recipe, fit)
+    assert all(weight.isfinite().all() for weight in ranks[0]["weights"].values())
+    assert all(torch.equal(weight, ranks[1]["weights"][name]) for name, weight in ranks[0]["weights"].items())
+
+
+def refused(rank, recipe, fit):
+    with pytest.raises(ValueError, match=r"take backbone\.quantization 'nf4', or trainer\.strategy 'ddp'") as error:
+        train(rank, "fsdp2", "int8", "32-true", recipe, fit)
+    return str(error.value)
+
+
+def test_int8_is_refused_where_weights_are_sharded(recipes, fit, on_ranks):
+    assert len(on_ranks(refused, recipes["dpo"], fit)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["dpo", "ppo"])
+def test_four_ranks_train_what_one_trains(algorithm, recipes, fit, on_ranks):
+    make, batches_of = recipes[algorithm]
+
+    def quarter(rank):
+        if rank is None:
+            return batches_of(None)
+        halves = batches_of(rank // 2)
+        nothing = [type(batch)((), {}) for batch in halves]
+        return halves if rank % 2 == 0 else nothing  # two of the four never have a row
+
+    recipe = (make, quarter)
+    ranks = on_ranks(train, "fsdp2", "lora", "32-true", recipe, fit, 4, num_ranks=4)
+    same_training(ranks, train(None, None, "lora", "32-true", recipe, fit))
