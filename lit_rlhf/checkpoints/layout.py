@@ -128,5 +128,7 @@ def read_header(text: bytes, num_bytes: int) -> Header:
 
 
 def _place(name: str, entry: dict[str, Any]) -> Place:
-    begin, end = entry["data_offsets"]
-    return Place(name, _DTYPE_OF[entry["dtype"]], tuple(map(int, entry["shape"])), int(begin), int(end))
+    (begin, end), shape = entry["data_offsets"], tuple(map(int, entry["shape"]))
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{name} has a negative size")
+    return Place(name, _DTYPE_OF[entry["dtype"]], shape, int(begin), int(end))
