@@ -115,6 +115,7 @@ def places_of(name: str) -> list[str]:
 
 def _train(words: list[str], visits, log: Path) -> None:
     """Run the command in this process, and tell where it is."""
+    log.parent.mkdir(exist_ok=True)
     output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lit_rlhf.models.adapters import REWARD, copy_adapter
 from lit_rlhf.models.checkpoints import drop_frozen, frozen_digest, refuse_foreign
 
 
@@ -95,3 +96,10 @@ def test_a_merged_adapter_makes_another_base(build, tmp_path):
                 parameter.normal_(std=1e-3)
     backbone.model.merge_and_unload().save_pretrained(tmp_path / "merged")
     assert frozen_digest(build(tmp_path / "merged")) != frozen_digest(build())
+
+
+def test_a_reward_model_on_the_base_is_no_part_of_it(build):
+    """It is there once rewards are loaded, and not before."""
+    plain, more = build(), build()
+    copy_adapter(more.model, more.policy_adapter, REWARD)
+    assert frozen_digest(plain) == frozen_digest(more)
