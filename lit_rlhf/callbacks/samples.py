@@ -104,12 +104,10 @@ class SampleTable(Callback):
         self._answer(trainer, pl_module)
 
     def _answer(self, trainer: Trainer, pl_module: Any) -> None:
-        if (
-            not self.prompts
-            or trainer.state.fn != "fit"
-            or (self.samples and self.samples[-1].step == trainer.global_step)
-        ):
+        if trainer.state.fn != "fit" or (self.samples and self.samples[-1].step == trainer.global_step):
             return
+        if not trainer.strategy.reduce_boolean_decision(bool(self.prompts), all=False):
+            return  # else all ranks answer, as their weights may be sharded
         tokenizer = tokenizer_of(trainer, self.tokenizer)
         answers = pl_module.model.generate(
             self.prompts,

@@ -257,7 +257,7 @@ class Backbone(nn.Module):
         """Answers of the current role to tokenised prompts. The random state of training is left as it was.
 
         Args:
-            prompts: token ids of each prompt.
+            prompts: token ids of each prompt; maybe none.
             max_new_tokens: most tokens of an answer.
             stop_tokens: ids that end an answer; the one that did is its last token.
             temperature: of the samples; 0 takes the likeliest token each time.
@@ -273,6 +273,10 @@ class Backbone(nn.Module):
         """
         if not all(len(prompt) for prompt in prompts) or not stop_tokens:
             raise ValueError("generate needs prompts of at least one token and at least one stop token")
+        self.prepare()
+        if not prompts:
+            with self.whole_weights():  # other ranks gather theirs
+                return []
         device = self._embedding_weight.device
         width = max(len(prompt) for prompt in prompts)
         pad = stop_tokens[0]
@@ -281,7 +285,6 @@ class Backbone(nn.Module):
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if temperature:
             sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        self.prepare()
         with evaluating(self), self.whole_weights(), torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -293,6 +296,7 @@ class Backbone(nn.Module):
                 eos_token_id=list(stop_tokens),
                 use_cache=True,
                 cache_implementation=cache_implementation,
+                synced_gpus=False,  # the weights are whole: ranks need not wait for each other's longest answer
                 **sampling,
             )
         stops = set(stop_tokens)
@@ -349,7 +353,8 @@ class Backbone(nn.Module):
             if skipped in name.split("."):
                 continue
             flat = whole(parameter.detach()).flatten()
-            sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu()
+            # A copy: memory that NumPy has seen cannot be let go, as that of a gathered weight must be.
+            sample = flat[:: max(1, flat.numel() // 256)][:256].clone().float().cpu()
             digest.update(f"{name} {tuple(parameter.shape)} {float(flat.sum(dtype=torch.float64))}".encode())
             digest.update(sample.numpy().tobytes())
         return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import product
 
 import pytest
@@ -18,12 +19,16 @@ from lit_rlhf.algorithms.reinforce import REINFORCEModule
 from lit_rlhf.algorithms.reward import RewardModule
 from lit_rlhf.algorithms.rloo import RLOOModule
 from lit_rlhf.algorithms.sft import SFTModule
-from lit_rlhf.models.options import CriticOptions
+from lit_rlhf.losses import aot_loss
+from lit_rlhf.losses.terms import LossTerm
+from lit_rlhf.models.options import CriticOptions, ReferenceOptions
 from lit_rlhf.models.whole import whole
 from lit_rlhf.rewards import FunctionReward, WeightedReward
+from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rollout.options import KLOptions, ScoreOptions, UpdateOptions
+from lit_rlhf.rollout.sampling.generate_sampler import GenerateSampler
 from lit_rlhf.strategies.fsdp2 import FSDP2Strategy
-from lit_rlhf.types import PromptBatch
+from lit_rlhf.types import PromptAndTextBatch, PromptBatch
 
 ADAPTERS = {
     "lora": {},
@@ -187,10 +192,15 @@ def test_other_precisions(algorithm, adapter, strategy, precision, recipes, fit,
         assert torch.equal(weight, ranks[1]["weights"][name])
 
 
-@pytest.mark.parametrize("algorithm", ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS)])
-def test_int8_over_two_whole_copies(algorithm, recipes, fit, on_ranks):
-    recipe = recipes[algorithm]
-    ranks = on_ranks(train, "ddp", "int8", "32-true", recipe, fit)
+@pytest.mark.parametrize(
+    ("algorithm", "precision"),
+    [
+        pytest.param(*case, marks=() if case == ("dpo", "32-true") else pytest.mark.slow)
+        for case in product(ALGORITHMS, ("32-true", *PRECISIONS))
+    ],
+)
+def test_int8_over_two_whole_copies(algorithm, precision, recipes, fit, on_ranks):
+    ranks = on_ranks(train, "ddp", "int8", precision, recipes[algorithm], fit)
     assert all(weight.isfinite().all() for weight in ranks[0]["weights"].values())
     assert all(torch.equal(weight, ranks[1]["weights"][name]) for name, weight in ranks[0]["weights"].items())
 
@@ -220,3 +230,64 @@ def test_four_ranks_train_what_one_trains(algorithm, recipes, fit, on_ranks):
     recipe = (make, quarter)
     ranks = on_ranks(train, "fsdp2", "lora", "32-true", recipe, fit, 4, num_ranks=4)
     same_training(ranks, train(None, None, "lora", "32-true", recipe, fit))
+
+
+@pytest.fixture
+def parts(recipes, make_module, make_policy, make_reward, make_prompts, make_texts, tmp_path):
+    """What a run may have besides: name -> recipe."""
+    pairs, prompts = recipes["dpo"][1], recipes["ppo"][1]
+    make_reward(objectives={"good": 1.0}).model.save(tmp_path / "reward")
+
+    def dpo(**options):
+        def make(rank, adapter):
+            return make_module(lr=0.05, **{name: of(rank) if callable(of) else of for name, of in options.items()})
+
+        return make
+
+    def ppo(kind=PPOModule, rewards=None, **options):
+        def make(rank, adapter):
+            updates = UpdateOptions(num_epochs=1, num_minibatches=1, token_budget=60 if rank == 0 else 10**6)
+            judges = [WeightedReward(reward()) for reward in rewards or [lambda: FunctionReward(letters)]]
+            return make_policy(kind, rewards=judges, updates=updates, lr=2e-3, **options)
+
+        return make
+
+    def kept(rank):
+        return ReferenceOptions(cache=True, cache_folder=str(tmp_path / ("alone" if rank is None else "both")))
+
+    def half_known(rank):
+        """Rows that rank 0 has met before, and rows that rank 1 has not."""
+        known, new = pairs(0)[:2], pairs(1)[:4]
+        known = [known[0], known[1], known[0], known[1]]
+        if rank is None:
+            return [type(a)((*a.micro_batches, *b.micro_batches), {}) for a, b in zip(known, new, strict=True)]
+        return [known, new][rank]
+
+    def with_texts(rank):
+        mixes = [pack_sequences(rows, 20 if rank == 0 else 10**6) for rows in shares(make_texts(32), rank)]
+        return [PromptAndTextBatch(batch, mix) for batch, mix in zip(prompts(rank), mixes, strict=True)]
+
+    reward = partial(ModelReward, str(tmp_path / "reward"), normalise=False)
+    return {
+        "fused": (dpo(backbone={"fused": True}), pairs),
+        "checkpointing": (dpo(backbone={"gradient_checkpointing": True, "fused": True}), pairs),
+        "padded": (dpo(backbone={"attention": "sdpa"}), pairs),
+        "cache": (dpo(reference=kept), half_known),
+        "coupled": (dpo(losses=[LossTerm(aot_loss)]), pairs),
+        "reward_on_backbone": (ppo(rewards=[reward]), prompts),
+        "reward_beside": (ppo(rewards=[partial(reward, placement="separate")]), prompts),
+        "generate": (ppo(sampler=GenerateSampler(max_rows=1)), prompts),
+        "shared_critic": (ppo(critic=CriticOptions(kind="shared", lr_factor=1.0)), prompts),
+        "entropy": (ppo(entropy_coef=0.01, backbone={"fused": True}), prompts),
+        "texts": (ppo(ptx_coef=0.5), with_texts),
+    }
+
+
+FAST = ("fused", "cache", "reward_beside", "texts")
+PARTS = (*FAST, "checkpointing", "padded", "coupled", "reward_on_backbone", "generate", "shared_critic", "entropy")
+
+
+@pytest.mark.parametrize("part", [pytest.param(part, marks=() if part in FAST else pytest.mark.slow) for part in PARTS])
+def test_parts_of_a_run_on_sharded_weights(part, parts, fit, on_ranks):
+    ranks = on_ranks(train, "fsdp2", "lora", "32-true", parts[part], fit)
+    same_training(ranks, train(None, None, "lora", "32-true", parts[part], fit))
