@@ -33,12 +33,16 @@ class ScoreSpread(Callback):
         if is_measured or not isinstance(pl_module.model, RewardModel) or loader is None or loader == []:
             return
         moments = ScoreMoments().to(pl_module.device)
-        with torch.no_grad(), evaluating(pl_module.model):
-            for batch in loader:
-                for part in trainer.strategy.batch_to_device(batch, pl_module.device).micro_batches:
-                    if not isinstance(part, JudgedSteps):
-                        scores = pl_module.model.scores(part.forest)
-                        moments.update(scores, torch.ones_like(scores))
+        trainer.validating = True  # the data module takes what is read in training for trained on
+        try:
+            with torch.no_grad(), evaluating(pl_module.model):
+                for batch in loader:
+                    for part in trainer.strategy.batch_to_device(batch, pl_module.device).micro_batches:
+                        if not isinstance(part, JudgedSteps):
+                            scores = pl_module.model.scores(part.forest)
+                            moments.update(scores, torch.ones_like(scores))
+        finally:
+            trainer.training = True
         found = moments.compute()
         if "scores/std" in found:
             pl_module.model.score.measure(*(found[f"scores/{name}"] for name in ("mean", "std", "num_responses")))

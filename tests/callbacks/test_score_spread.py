@@ -42,6 +42,7 @@ def test_the_last_weights_are_measured(max_steps, tiny_llama, tiny_tokenizer, tm
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     assert measured.num == 10
+    assert data.summary()["pairs"] == 2 * max_steps, "what is measured is not trained on"
     with torch.no_grad():
         scores = torch.cat(
             [module.model.eval().scores(part.forest) for batch in data.val_dataloader() for part in batch.micro_batches]
