@@ -110,7 +110,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=512)
     words = parser.parse_args()
-    shape = {"hidden_size": words.hidden, "intermediate_size": 3 * words.hidden, "num_hidden_layers": words.layers}
+    shape: dict[str, Any] = {
+        "hidden_size": words.hidden,
+        "intermediate_size": 3 * words.hidden,
+        "num_hidden_layers": words.layers,
+    }
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
     print("| trained | ranks | weights of a rank, MB | with gathered ones, MB | optimizer, MB |")
     print("|---|---|---|---|---|")

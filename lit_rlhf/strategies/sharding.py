@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import bitsandbytes
 import torch
@@ -139,7 +140,23 @@ def _shard_unit(unit: nn.Module, mesh: DeviceMesh) -> None:
             part.quant_state = quant_state_of(part)  # the weight is a plain tensor from here on
     own = [parameter for parameter in unit.parameters() if not isinstance(parameter, DTensor)]
     _begin_alike(own, mesh, device)
-    fully_shard(unit, mesh=mesh)
+    with _whole_numbers_without_gradient():
+        fully_shard(unit, mesh=mesh)
+
+
+@contextmanager
+def _whole_numbers_without_gradient() -> Iterator[None]:
+    """Let shards of 4-bit codes be parameters: torch 2.11 asks for the gradient of each before it asks whether to."""
+    make = nn.Parameter.__new__
+
+    def make_either(cls: type[nn.Parameter], data: torch.Tensor, requires_grad: bool = True) -> nn.Parameter:
+        return make(cls, data, requires_grad and data.is_floating_point())
+
+    nn.Parameter.__new__ = make_either  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Parameter.__new__ = make  # type: ignore[method-assign]
 
 
 @torch.no_grad()
