@@ -115,7 +115,7 @@ def main() -> None:
         "intermediate_size": 3 * words.hidden,
         "num_hidden_layers": words.layers,
     }
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    heads: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 8}
     print("| trained | ranks | weights of a rank, MB | with gathered ones, MB | optimizer, MB |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

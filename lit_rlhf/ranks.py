@@ -19,10 +19,16 @@ def is_first_rank() -> bool:
 
 def sum_over_ranks(counts: Tensor) -> Tensor:
     """Sum of a tensor over all ranks, the same on each; not differentiable."""
-    if num_ranks() > 1:
-        counts = counts.clone()
-        dist.all_reduce(counts)
-    return counts
+    if num_ranks() == 1:
+        return counts
+    summed = _as_sent(counts).clone()
+    dist.all_reduce(summed)
+    return summed.to(counts.dtype)
+
+
+def _as_sent(tensor: Tensor) -> Tensor:
+    """In a type that all ranks send: one without rows has zeros in the default type, which may be bfloat16."""
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def most_over_ranks(number: int, device: torch.device) -> int:
@@ -53,12 +59,13 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(num_ranks())]
     dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
     longest = max(int(size) for size in sizes)
-    padded = rows.new_zeros(longest, rows.shape[1])
-    padded[: len(rows)] = rows
+    sent = _as_sent(rows)
+    padded = sent.new_zeros(longest, rows.shape[1])
+    padded[: len(rows)] = sent
     parts = [torch.zeros_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     begin = sum(int(size) for size in sizes[: dist.get_rank()])
-    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)]), begin
+    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)]).to(rows.dtype), begin
 
 
 def gather_texts(text: str, device: torch.device) -> list[str]:

@@ -28,6 +28,9 @@ def agree(rank, path):
     counts = torch.tensor([1.0 + rank])
     summed = sum_over_ranks(counts)
     assert (num_ranks(), summed.item(), counts.item()) == (2, 3.0, 1.0 + rank)
+    mixed = torch.ones((), dtype=(torch.bfloat16, torch.float32)[rank])  # as a rank without rows has them
+    assert (sum_over_ranks(mixed).item(), sum_over_ranks(mixed).dtype) == (2.0, mixed.dtype)
+    assert gather_rows(mixed[None, None])[0].tolist() == [[1.0], [1.0]]
     for sizes in ((3, 1), (0, 2), (2, 0), (0, 0)):
         rows, begin = gather_rows(torch.full((sizes[rank], 2), float(rank)))
         assert rows.tolist() == [[0.0, 0.0]] * sizes[0] + [[1.0, 1.0]] * sizes[1]

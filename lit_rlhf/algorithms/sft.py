@@ -143,7 +143,7 @@ class SFTModule(LightningModule):
     def _step_total(self, micro_batches: list[Instructions]) -> Tensor:
         """() what the loss is divided by: the weights of all tokens of the step, over all ranks."""
         weights = [self.shares(texts.forest.sequences).sum() for texts in micro_batches]
-        total = torch.stack(weights).sum() if weights else torch.zeros((), device=self.device)
+        total = torch.stack(weights).sum() if weights else torch.zeros((), dtype=torch.float32, device=self.device)
         # Strategies average gradients over ranks, which is undone here; a step without scored tokens adds nothing.
         return sum_over_ranks(total).clamp(min=1.0) / num_ranks()
 

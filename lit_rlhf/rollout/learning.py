@@ -127,8 +127,8 @@ class _Watch:
     def __init__(self, module: LightningModule, rollouts: Rollouts) -> None:
         self.module = module
         self.rollouts = rollouts
-        self._ratio_max = torch.ones((), device=module.device)
-        self._kl = torch.zeros(2, device=module.device)
+        self._ratio_max = torch.ones((), dtype=torch.float32, device=module.device)
+        self._kl = torch.zeros(2, dtype=torch.float32, device=module.device)
 
     def see(self, said: TokenLosses, micro_batch: RolloutMicroBatch) -> None:
         if not torch.isfinite(said.losses).all():
