@@ -23,7 +23,7 @@ BELOW: dict[str, set[str]] = {
     "schedules": set(),
     "embedded": set(),
     "datamodules": {"types"},
-    "checkpoints": set(),
+    "checkpoints": {"ranks"},
     "metrics": {"types", "losses", "ranks"},
     "models": {"types", "losses", "ranks"},
     "rewards": {"types", "losses", "ranks", "models"},

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_rlhf.checkpoints.folder import valid_beside
 from lit_rlhf.checkpoints.reading import read
+from lit_rlhf.checkpoints.shards import read_sharded, whole_tree
 from lit_rlhf.checkpoints.writing import remove_unfinished, write
 
 
@@ -58,6 +59,9 @@ class SafeCheckpointIO(CheckpointIO):
         """
         file = _local(path)
         try:
+            shards = read_sharded(file)
+            if shards is not None:
+                return whole_tree(shards)
             return read(file, map_location if isinstance(map_location, torch.device | str) else "cpu")
         except ValueError as error:
             others = ", ".join(map(str, valid_beside(file))) or "none"

@@ -8,7 +8,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,10 @@ from lit_rlhf.checkpoints.tree import rebuild
 _ZIP = b"PK\x03\x04"
 _CHUNK = 1 << 24
 """Bytes read at a time where nothing is kept."""
+
+
+SHARDS = "shards"
+"""Folder of the files that a checkpoint names, and the entry of its header that does."""
 
 
 class _Digest(Protocol):
@@ -37,7 +41,8 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         device: where the tensors go.
 
     Returns:
-        The tree that was written.
+        The tree that was written; of a checkpoint in shards, what is not sharded, see
+        :mod:`lit_rlhf.checkpoints.shards`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -48,6 +53,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         return _read_zip(path, device)
     tensors: dict[str, Tensor] = {}
     header = _scan(path, tensors)
+    _verify_shards(path, header)
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     try:
         return rebuild(json.loads(header.metadata["tree"]), tensors)
@@ -63,7 +69,7 @@ def verify(path: Path) -> None:
         ValueError: naming the file and what is wrong with it.
     """
     if not _is_zip(path):
-        _scan(path, None)
+        _verify_shards(path, _scan(path, None))
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -72,6 +78,56 @@ def verify(path: Path) -> None:
         raise _refusal(path, "it is cut short or damaged") from error
     if damaged is not None:
         raise _refusal(path, f"its part {damaged} is not what was written")
+
+
+class Shards(NamedTuple):
+    """The files beside a checkpoint that hold its sharded tensors, one per rank that wrote it.
+
+    Args:
+        files: of the ranks, in their order.
+        digests: of these files.
+        begins: of each file, the first row of each tensor in it.
+    """
+
+    files: list[Path]
+    digests: list[str]
+    begins: list[list[int]]
+
+
+def shards_of(path: Path) -> Shards | None:
+    """The shards of a checkpoint; None where it has none.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if it is damaged where it names them.
+    """
+    if _is_zip(path):
+        return None
+    with path.open("rb") as stream:
+        return _named(path, _read_header(path, stream, hashlib.sha256()))
+
+
+def _named(path: Path, header: Header) -> Shards | None:
+    if SHARDS not in header.metadata:
+        return None
+    told = json.loads(header.metadata[SHARDS])
+    folder = path.parent / SHARDS / Path(told["folder"]).name
+    files = [folder / f"rank-{rank}.ckpt" for rank in range(len(told["digests"]))]
+    return Shards(files, told["digests"], told["begins"])
+
+
+def _verify_shards(path: Path, header: Header) -> None:
+    """Read all shards of a checkpoint and keep nothing.
+
+    Raises:
+        ValueError: naming the shard that is damaged, is not there, or belongs to another checkpoint.
+    """
+    shards = _named(path, header)
+    for file, digest in zip(shards.files, shards.digests, strict=True) if shards is not None else ():
+        if not file.is_file():
+            raise _refusal(path, f"its shard {file} is not there")
+        if _scan(file, None).metadata["sha256"] != digest:
+            raise _refusal(path, f"its shard {file} is that of another checkpoint")
 
 
 def _is_zip(path: Path) -> bool:

@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from lit_rlhf.checkpoints.layout import DIGEST_AT, bytes_of, in_order, write_header
 from lit_rlhf.checkpoints.tree import flatten
 
+_NOTHING_MORE: Mapping[str, str] = MappingProxyType({})
 UNFINISHED = ".part"
 """Ends the name of a checkpoint that is being written."""
 
@@ -25,12 +27,16 @@ class NotWrittenError(OSError):
     """A checkpoint could not be written: the disk is full, a quota is used up, the folder is read-only."""
 
 
-def write(tree: dict[str, Any], path: Path) -> None:
+def write(tree: dict[str, Any], path: Path, metadata: Mapping[str, str] = _NOTHING_MORE) -> str:
     """Write a checkpoint, tensor by tensor: there is never a second copy of all of them in memory.
 
     Args:
         tree: of dicts, lists, numbers, tensors and the like.
         path: of the file; replaced if it is there. Its folder is made if need be.
+        metadata: what else its header says.
+
+    Returns:
+        The digest of the file.
 
     Raises:
         ValueError: for a value that has no place in a checkpoint, naming its path in the tree.
@@ -38,15 +44,17 @@ def write(tree: dict[str, Any], path: Path) -> None:
     """
     plain, tensors = flatten(tree)
     tensors = in_order(tensors)
-    header = write_header({"tree": json.dumps(plain, separators=(",", ":"), allow_nan=False)}, tensors)
+    told = {**metadata, "tree": json.dumps(plain, separators=(",", ":"), allow_nan=False)}
+    header = write_header(told, tensors)
     needed = len(header) + sum(tensor.nbytes for tensor in tensors.values())
     unfinished = path.with_name(path.name + UNFINISHED)
     with _explained(path, unfinished, needed):
         path.parent.mkdir(parents=True, exist_ok=True)
         refuse_full_disk(path.parent, needed)
-        _write_file(unfinished, header, tensors)
+        digest = _write_file(unfinished, header, tensors)
         unfinished.replace(path)
         _flush_folder(path.parent)
+    return digest
 
 
 def remove_unfinished(folder: Path) -> list[str]:
@@ -73,7 +81,7 @@ def refuse_full_disk(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _write_file(file: Path, header: bytes, tensors: dict[str, Tensor]) -> None:
+def _write_file(file: Path, header: bytes, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     with file.open("wb") as stream:
         digest.update(header)
@@ -86,6 +94,7 @@ def _write_file(file: Path, header: bytes, tensors: dict[str, Tensor]) -> None:
         stream.write(digest.hexdigest().encode())
         stream.flush()
         os.fsync(stream.fileno())
+    return digest.hexdigest()
 
 
 def _flush_folder(folder: Path) -> None:

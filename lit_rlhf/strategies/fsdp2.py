@@ -6,13 +6,14 @@ Lightning's ModelParallelStrategy. Where it departs from the latter:
 1. All ranks share the data; none splits tensors.
 2. Models are sharded here and not in ``configure_model``, so that an algorithm does not know of it.
 3. A checkpoint is one file, the same that any other strategy writes and reads. Only what it holds is gathered: the
-   frozen base never is.
+   frozen base never is. With ``sharded_checkpoints`` nothing is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from lit_rlhf.checkpoints.shards import Rows, read_sharded, rows_like, save_sharded
 from lit_rlhf.models.whole import whole
 from lit_rlhf.strategies.combinations import refuse_combination
 from lit_rlhf.strategies.sharding import shard_models
@@ -31,12 +33,21 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     Args:
         timeout_seconds: how long a rank waits for the others before the run ends.
+        sharded_checkpoints: let each rank write the rows that it holds, beside a file that names them all, instead of
+            gathering what a checkpoint holds on the first rank; for full fine-tuning of large models. Any strategy on
+            any number of ranks reads either.
         process_group_backend: "nccl" or "gloo"; None = what fits the device.
     """
 
     strategy_name = "fsdp2"
 
-    def __init__(self, timeout_seconds: float = 1800.0, process_group_backend: str | None = None) -> None:
+    def __init__(
+        self,
+        timeout_seconds: float = 1800.0,
+        process_group_backend: str | None = None,
+        sharded_checkpoints: bool = False,
+    ) -> None:
+        self.sharded_checkpoints = sharded_checkpoints
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
@@ -72,12 +83,16 @@ class FSDP2Strategy(ModelParallelStrategy):
         return Strategy.optimizer_state(self, optimizer)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Gather what the checkpoint holds; the first rank writes it."""
+        """Gather what the checkpoint holds, and let the first rank write it; or let each rank write what it holds."""
+        if self.sharded_checkpoints:
+            save_sharded(checkpoint, Path(filepath), self.root_device)
+            return
         Strategy.save_checkpoint(self, _whole_tree(checkpoint), filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a whole checkpoint, on every rank."""
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        """Read a whole checkpoint, on every rank; of one in shards, a rank reads the rows that it will hold."""
+        sharded = read_sharded(Path(checkpoint_path)) if Path(checkpoint_path).is_file() else None
+        return sharded if sharded is not None else Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Give each rank its shards."""
@@ -109,7 +124,9 @@ def _whole_tree(value: Any) -> Any:
 
 
 def _like(own: Tensor, value: Any) -> Any:
-    """A whole tensor, sharded as ours of the same shape is."""
+    """A whole tensor, or one in shards, sharded as ours of the same shape is."""
+    if isinstance(value, Rows):
+        return rows_like(own, value)
     if not isinstance(own, DTensor) or not isinstance(value, Tensor) or value.shape != own.shape:
         return value
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)

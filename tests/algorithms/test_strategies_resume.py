@@ -18,6 +18,7 @@ from lit_rlhf.strategies.fsdp2 import FSDP2Strategy
 STRATEGIES = {
     "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
     "fsdp2": lambda: FSDP2Strategy(process_group_backend="gloo"),
+    "shards": lambda: FSDP2Strategy(process_group_backend="gloo", sharded_checkpoints=True),
 }
 MOVING = ReferenceOptions(sync_steps=2, mixup=0.5)
 KINDS = {
@@ -73,6 +74,31 @@ def test_what_one_layout_wrote_another_goes_on_from(kind, half, on_ranks, tmp_pa
         "sharded": on_ranks(half, 2, "fsdp2", kind, tmp_path / "fsdp2.ckpt")[0],
         "ddp": on_ranks(half, 2, "ddp", kind, tmp_path / "fsdp2.ckpt")[0],
         "sharded over one": on_ranks(half, 1, "fsdp2", kind, tmp_path / "fsdp2.ckpt", num_ranks=1)[0],
+    }
+    for layout, found in went_on.items():
+        assert set(found) == set(wanted)
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=2e-5, msg=f"{layout}: {name}")
+
+
+@pytest.mark.parametrize("kind", ["dpo", pytest.param("dpo_full", marks=pytest.mark.slow)])
+def test_a_checkpoint_in_shards_is_the_gathered_one(kind, half, on_ranks, tmp_path):
+    on_ranks(half, 2, "fsdp2", kind, None, tmp_path)
+    on_ranks(half, 2, "shards", kind, None, tmp_path)
+    gathered, shards = (SafeCheckpointIO().load_checkpoint(tmp_path / f"{name}.ckpt") for name in ("fsdp2", "shards"))
+    assert set(shards["state_dict"]) == set(gathered["state_dict"])
+    for name, value in gathered["state_dict"].items():
+        torch.testing.assert_close(shards["state_dict"][name], value, rtol=0, atol=0, msg=name, equal_nan=True)
+    files = list((tmp_path / "shards").rglob("rank-*.ckpt"))
+    assert sorted(file.name for file in files) == ["rank-0.ckpt", "rank-1.ckpt"]
+    assert (tmp_path / "shards.ckpt").stat().st_size < 0.6 * (tmp_path / "fsdp2.ckpt").stat().st_size
+    wanted = on_ranks(half, 2, "fsdp2", kind, tmp_path / "fsdp2.ckpt")[0]
+    went_on = {
+        "alone": half(0, 1, None, kind, tmp_path / "shards.ckpt"),
+        "as it was": on_ranks(half, 2, "shards", kind, tmp_path / "shards.ckpt")[1],
+        "copies": on_ranks(half, 2, "ddp", kind, tmp_path / "shards.ckpt")[0],
+        "over one": on_ranks(half, 1, "fsdp2", kind, tmp_path / "shards.ckpt", num_ranks=1)[0],
+        "over three": on_ranks(half, 3, "fsdp2", kind, tmp_path / "shards.ckpt", num_ranks=3)[2],
     }
     for layout, found in went_on.items():
         assert set(found) == set(wanted)
