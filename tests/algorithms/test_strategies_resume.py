@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 
 from datamodules.packing import pack_pairs
 from lit_rlhf.algorithms.dpo import DPOModule
 from lit_rlhf.algorithms.reward import RewardModule
+from lit_rlhf.callbacks.checkpoints import StepCheckpoint
+from lit_rlhf.callbacks.rank_watch import RankWatch
+from lit_rlhf.checkpoints.folder import newest_valid
 from lit_rlhf.checkpoints.plugin import SafeCheckpointIO
 from lit_rlhf.models.options import ReferenceOptions
 from lit_rlhf.models.whole import whole
@@ -119,3 +126,40 @@ def test_adapters_and_models_are_written_whole(kind, half, on_ranks, tmp_path):
     assert set(one) == set(sharded)
     for name, value in one.items():
         torch.testing.assert_close(sharded[name], value, rtol=0, atol=1e-5, msg=name)
+
+
+class Dies(Callback):
+    """Kills its process in a step, as the kernel does where memory runs out."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("shards", marks=pytest.mark.slow)])
+def test_a_run_goes_on_after_one_of_its_ranks_was_killed(strategy, make_module, make_pairs, fit, on_ranks, tmp_path):
+    pairs = make_pairs(16)
+
+    def train(rank, folder, step):
+        module = make_module(lr=2e-3, optimizer=torch.optim.AdamW)
+        batches = [pack_pairs(pairs[at : at + 4][rank::2], 10**6) for at in range(0, 16, 4)]
+        dying = [Dies(step)] if step and rank == 1 else []
+        callbacks = [StepCheckpoint(folder), RankWatch(2.0), *dying]
+        found = newest_valid(folder).path
+        options = {"strategy": STRATEGIES[strategy](), "devices": 2, "use_distributed_sampler": False}
+        options |= {"plugins": [SafeCheckpointIO()], "callbacks": callbacks, "enable_checkpointing": True}
+        trainer = fit(module, batches, ckpt_path=found, max_epochs=2, **options)
+        weights = {name: whole(p.detach()) for name, p in module.named_parameters() if p.requires_grad}
+        return {**weights, "began": 0 if found is None else 1, "steps": trainer.global_step}
+
+    wanted = on_ranks(train, tmp_path / "undisturbed", 0)[0]
+    with pytest.raises(AssertionError):  # one was killed, and the other one left
+        on_ranks(train, tmp_path / "disturbed", 6)
+    found = on_ranks(train, tmp_path / "disturbed", 0)[0]
+    assert (found.pop("began"), wanted.pop("began")) == (1, 0)
+    assert found.pop("steps") == wanted.pop("steps") == 8
+    for name, value in wanted.items():
+        assert found[name].equal(value), name
