@@ -70,7 +70,7 @@ def damaged(attempt: Attempt) -> Ended:
     if not ended.has_struck or len(files) < 2:
         return ended
     how = attempt.draw.choice(list(_DAMAGES))
-    content = files[-1].read_bytes()
+    content = files[-1].read_bytes() or b"\0"  # what an earlier damage may have left
     files[-1].write_bytes(_DAMAGES[how](content, attempt.draw.randrange(len(content))))
     return ended._replace(note=how)
 
