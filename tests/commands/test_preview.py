@@ -262,7 +262,14 @@ def test_sources_have_shares_of_an_epoch(preview, config, write):
         (("--config", "no.yaml"), "config: File does not exist"),
         (("--config", "broken.yaml"), "broken YAML broken.yaml: "),
         (("--config", "without.yaml"), "the configuration has no `data`"),
-        (("--config", "other.yaml"), "data.class_path is BoringDataModule, of which preview knows nothing"),
+        (
+            ("--config", "other.yaml"),
+            "'lightning.pytorch.demos.boring_classes.BoringDataModule' is not of the packages",
+        ),
+        (
+            ("--trust", "lightning.pytorch.demos", "--config", "other.yaml"),
+            "data.class_path is BoringDataModule, of which preview knows nothing",
+        ),
         (("--config", "run.yaml", "a.jsonl"), "'a.jsonl' belongs to no option; give --config or files, not both"),
         (("--config", "run.yaml", "--data.init_args.seed", "1", "x"), "'x' belongs to no option"),
         (("--config", "run.yaml", "--tokenizer", "x"), "a configuration takes --data.init_args.tokenizer"),

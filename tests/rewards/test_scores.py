@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 
 from lit_rlhf import rewards
 from lit_rlhf.commands.training import Parser
+from lit_rlhf.commands.trust import limit_names
 from lit_rlhf.rewards import (
     AttachedReward,
     ExactAnswer,
@@ -101,6 +102,7 @@ def test_those_that_need_the_policy_are_attached():
 
 def built(*given: dict) -> list[WeightedReward]:
     """The rewards that a configuration makes."""
+    limit_names(["--trust", "tests", "--trust", __name__])  # whatever ran before it in this process
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Algorithm, "model")
     config = parser.parse_object({"model": {"rewards": list(given)}})
