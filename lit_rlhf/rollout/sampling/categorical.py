@@ -51,3 +51,28 @@ def draw_tokens(logits: Tensor, numbers: Tensor, temperature: float, num_tokens:
         wanted = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
         tokens = torch.searchsorted(mass, wanted[:, None], right=True)[:, 0].clamp_(max=drawable.shape[1] - 1)
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+
+
+def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Leave the likeliest tokens that together hold a probability mass, at least one; the others get no weight.
+
+    Args:
+        logits: (B, V) float32, as the model gives them, before the temperature.
+        temperature: what the logits are divided by; at 0 nothing is left out, as the likeliest token is taken anyway.
+        top_p: the mass, above 0; 1 leaves all.
+
+    Returns:
+        (B, V), -inf where a token is left out.
+
+    Source:
+        Holtzman et al., "The Curious Case of Neural Text Degeneration", arXiv 1904.09751, section 3.1.
+
+    Example:
+        >>> nucleus(torch.tensor([[0.5, 0.3, 0.2]]).log(), 1.0, 0.6).isfinite().tolist()
+        [[True, True, False]]
+    """
+    if top_p >= 1.0 or temperature == 0.0:
+        return logits
+    mass, order = torch.softmax(logits / temperature, dim=-1).sort(descending=True, dim=-1)
+    is_beyond = mass.cumsum(-1) - mass >= top_p  # what comes before it is enough
+    return logits.masked_fill(torch.zeros_like(is_beyond).scatter(-1, order, is_beyond), -torch.inf)

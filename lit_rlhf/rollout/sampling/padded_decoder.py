@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lit_rlhf.models.backbone import Backbone
 
@@ -44,9 +45,32 @@ class PaddedDecoder:
 
     def step(self, tokens: Tensor) -> None:
         """Append tokens (B,) int64; ``states`` (B, H) become those of the new tokens."""
-        self._positions = self._positions + 1
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        self.states = self._forward(tokens[:, None], self._positions[:, None])
+        self.extend(tokens[:, None])
+
+    def extend(self, tokens: Tensor) -> None:
+        """Append several tokens (B, N) int64 to each row; ``states`` (B, H) become those of the last ones."""
+        positions = self._positions[:, None] + torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        self._positions = positions[:, -1]
+        self._mask = torch.cat([self._mask, self._mask.new_ones(tokens.shape)], dim=1)
+        self.states = self._forward(tokens, positions)
+
+    def forget(self, number: int) -> bool:
+        """Take the last tokens of each row back, so that others can be appended, several at once.
+
+        Args:
+            number: of tokens, less than any row has; maybe none.
+
+        Returns:
+            Whether that can be: what slid out of a window does not come back, and layers with a state, such as linear
+            attention, take one token at a time.
+        """
+        kinds = {type(layer) for layer in self._cache.layers}
+        if not kinds <= ({DynamicLayer} if number else {DynamicLayer, DynamicSlidingWindowLayer}):
+            return False
+        if number:
+            self._cache.crop(-number)
+            self._mask, self._positions = self._mask[:, :-number], self._positions - number
+        return True
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Last hidden states (B, H) of the last column."""

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from transformers import TopPLogitsWarper
 
-from lit_rlhf.rollout.sampling.categorical import draw_tokens, uniforms
+from lit_rlhf.rollout.sampling.categorical import draw_tokens, nucleus, uniforms
 
 LOGITS = torch.tensor([0.3, -1.0, 2.0, 0.0, -3.0, 1.1])
 
@@ -58,3 +59,17 @@ def test_numbers_depend_on_their_seed_alone_and_the_global_state_is_left():
     assert not torch.equal(table[0], table[1])
     assert torch.equal(uniforms([9], 40)[0], table[1])
     assert 0.0 <= float(table.min()) <= float(table.max()) < 1.0
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.5), (1.0, 0.9), (0.5, 0.9), (2.0, 0.9), (1.0, 1e-6)])
+def test_the_nucleus_is_that_of_transformers(temperature, top_p):
+    logits = torch.stack([LOGITS, LOGITS.flip(0), LOGITS * 3])
+    expected = TopPLogitsWarper(top_p)(None, logits / temperature)
+    kept = nucleus(logits, temperature, top_p)
+    assert torch.equal(kept.isfinite(), expected.isfinite())
+    assert torch.equal(kept[kept.isfinite()], logits[kept.isfinite()])
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.0, 0.1)])
+def test_nothing_is_left_out_where_all_mass_is_wanted_or_none_is_drawn_from(temperature, top_p):
+    assert nucleus(LOGITS[None], temperature, top_p).isfinite().all()
