@@ -64,7 +64,7 @@ class ReferenceCache:
             keys: of its sequences, in their order, such as ``train.jsonl:17#0``.
 
         Raises:
-            ValueError: if a row's tokens are not those that the entry was computed for.
+            ValueError: if a row's tokens or pictures are not those that the entry was computed for.
         """
         digests = _digests(forest)
         found = [self._entries.get(key) for key in keys]
@@ -72,7 +72,7 @@ class ReferenceCache:
             if entry is not None and entry.digest != digest:
                 raise ValueError(
                     f"{key.partition('#')[0]}: its tokens are not those that its reference log-probabilities in "
-                    f"{self.folder} were computed for: the data, the tokenizer or a length limit changed. "
+                    f"{self.folder} were computed for: the data, a picture, the tokenizer or a length limit changed. "
                     "Delete the folder or name another one in model.reference.cache_folder"
                 )
         known = [entry.logprobs for entry in found if entry is not None]
@@ -133,12 +133,13 @@ class ReferenceCache:
 
 
 def _digests(forest: Forest) -> list[str]:
-    """One digest per sequence, of its tokens and of which of them are scored."""
+    """One digest per sequence, of its tokens, of which of them are scored and of its pictures."""
     tokens, scored = forest.tokens.tolist(), set(forest.targets.tolist())
     starts = forest.starts
     digests = []
     for leaf in forest.leaves:
         spans = [range(starts[part], starts[part] + forest.lengths[part]) for part in forest.path(leaf)]
         text = ",".join(f"{tokens[index]}{'+' if index in scored else ''}" for span in spans for index in span)
+        text = ";".join([text, *(picture.digest for picture in forest.seen_in(leaf))])
         digests.append(hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
     return digests

@@ -17,6 +17,7 @@ from lit_rlhf.types.batches import (
     UnpairedResponses,
 )
 from lit_rlhf.types.forest import Forest, Segment, num_sequence_tokens
+from lit_rlhf.types.pictures import Picture
 from lit_rlhf.types.rollouts import Rollouts
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Instructions",
     "JudgedSteps",
     "JudgedStepsBatch",
+    "Picture",
     "PreferenceBatch",
     "PreferencePairs",
     "Prompt",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lit_rlhf.types.forest import Forest
+from lit_rlhf.types.pictures import Picture
 
 
 class Cursor(NamedTuple):
@@ -209,6 +210,7 @@ class Prompt(NamedTuple):
         columns: all other columns of the row, for the reward function.
         row: address.
         source: name of the data source.
+        pictures: those that the image tokens stand for, in the order of their runs.
     """
 
     tokens: tuple[int, ...]
@@ -217,6 +219,7 @@ class Prompt(NamedTuple):
     columns: dict[str, Any]
     row: str
     source: str
+    pictures: tuple[Picture, ...] = ()
 
 
 class PromptBatch(NamedTuple):

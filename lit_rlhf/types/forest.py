@@ -24,6 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_rlhf.types.pictures import Picture
+
 
 class Segment(NamedTuple):
     """A piece of one tree, before packing.
@@ -32,11 +34,13 @@ class Segment(NamedTuple):
         tokens: token ids.
         scored: one bool per token; True = the log-probability of this token counts (it is a response token).
         parent: index of the parent within the same tree, -1 for the root. Parents come before their children.
+        pictures: those that the image tokens stand for, in the order of their runs.
     """
 
     tokens: Sequence[int]
     scored: Sequence[bool]
     parent: int = -1
+    pictures: tuple[Picture, ...] = ()
 
 
 class Forest(NamedTuple):
@@ -53,6 +57,9 @@ class Forest(NamedTuple):
         sequences: (N,) int64, number of the sequence that each scored token belongs to.
         lengths: S token counts, one per segment, in row order.
         parents: S indices of parent segments, -1 for roots; a parent precedes its children.
+        pictures: those that the image tokens stand for, in the order of their runs in the row; a prompt that several
+            responses share holds its pictures once.
+        holders: index of the segment that holds each picture.
     """
 
     tokens: Tensor
@@ -62,6 +69,8 @@ class Forest(NamedTuple):
     sequences: Tensor
     lengths: tuple[int, ...]
     parents: tuple[int, ...]
+    pictures: tuple[Picture, ...] = ()
+    holders: tuple[int, ...] = ()
 
     @classmethod
     def pack(cls, trees: Iterable[Sequence[Segment]]) -> Forest:
@@ -87,7 +96,8 @@ class Forest(NamedTuple):
         if not row.tokens:
             raise ValueError("a forest needs at least one token")
         tokens, positions, targets, predictors, sequences = map(_as_tensor, row.columns())
-        return cls(tokens, positions, targets, predictors, sequences, tuple(row.lengths), tuple(row.parents))
+        layout = tuple(row.lengths), tuple(row.parents)
+        return cls(tokens, positions, targets, predictors, sequences, *layout, tuple(row.pictures), tuple(row.holders))
 
     def to(self, device: torch.device) -> Forest:
         """The same forest with its tensors on ``device``."""
@@ -99,6 +109,8 @@ class Forest(NamedTuple):
             self.sequences.to(device),
             self.lengths,
             self.parents,
+            tuple(picture.to(device) for picture in self.pictures),
+            self.holders,
         )
 
     @property
@@ -140,6 +152,13 @@ class Forest(NamedTuple):
             path.append(self.parents[path[-1]])
         return tuple(reversed(path))
 
+    def seen_in(self, segment: int) -> tuple[Picture, ...]:
+        """The pictures of the text from the root to the end of ``segment``, in the order of their runs."""
+        if not self.pictures:
+            return ()
+        path = set(self.path(segment))
+        return tuple(picture for picture, at in zip(self.pictures, self.holders, strict=True) if at in path)
+
 
 def num_sequence_tokens(forest: Forest) -> int:
     """Tokens of all sequences, shared ones counted in each: what rows of their own would hold without padding."""
@@ -162,6 +181,8 @@ class _Row:
         self.sequences = array("q")
         self.lengths: list[int] = []
         self.parents: list[int] = []
+        self.pictures: list[Picture] = []
+        self.holders: list[int] = []
         self.num_sequences = 0
 
     def columns(self) -> tuple[array[int], ...]:
@@ -184,6 +205,8 @@ class _Row:
             self.tokens.extend(segment.tokens)
             self.positions.extend(range(depth, depth + end - start))
             ends.append((depth + end - start, end - 1 if end > start else last))
+            self.pictures.extend(segment.pictures)
+            self.holders.extend(repeat(len(self.lengths), len(segment.pictures)))
             self.lengths.append(len(segment.tokens))
             self.parents.append(first + segment.parent if number else -1)
             if number not in inner and ends[-1][1] < 0:

@@ -7,6 +7,7 @@ import torch
 
 from lit_rlhf.models import reference_cache
 from lit_rlhf.models.reference_cache import ReferenceCache
+from lit_rlhf.types import Forest, Picture, Segment
 
 PAIR = [([5, 6], -1), ([7, 8], 0), ([9], 0)]
 OTHER = [([5], -1), ([3, 4], 0), ([2], 0)]
@@ -125,3 +126,15 @@ def test_much_is_written_along_the_way(folder, make_forest, monkeypatch):
     assert not list(folder.iterdir())
     cache.store(make_forest(OTHER), ["b:1#0", "b:1#1"], torch.zeros(3))
     assert len(list(folder.iterdir())) == 1
+
+
+def test_other_pictures_of_the_same_tokens_are_refused(folder):
+    def seen(digest):
+        picture = Picture({"pixel_values": torch.zeros(1)}, 1, digest)
+        return Forest.pack([[Segment([5], [False], pictures=(picture,)), Segment([7], [True], 0)]])
+
+    cache = ReferenceCache(folder, "model")
+    cache.store(seen("one"), ["a:1#0"], torch.tensor([-1.0]))
+    assert cache.lookup(seen("one"), ["a:1#0"]).tolist() == [-1.0]
+    with pytest.raises(ValueError, match="a:1: its tokens are not those"):
+        cache.lookup(seen("two"), ["a:1#0"])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_rlhf.types import Forest, Segment, num_sequence_tokens
+from lit_rlhf.types import Forest, Picture, Segment, num_sequence_tokens
 
 
 def inner(*tokens, parent=-1):
@@ -30,6 +30,20 @@ def test_a_pair_and_a_plain_sequence_by_hand():
     assert forest.starts == (0, 2, 3, 5)
     assert forest.leaves == (1, 2, 3)
     assert (forest.num_tokens, forest.num_sequences, num_sequence_tokens(forest)) == (7, 3, 9)
+
+
+def test_the_pictures_of_a_prompt_are_held_once_and_seen_by_all_of_its_responses():
+    one, two, three = (Picture({"pixel_values": torch.zeros(1)}, 1, name) for name in ("one", "two", "three"))
+    shared = inner(5, 6)._replace(pictures=(one, two))
+    plain = Segment([3, 4], [False, True], pictures=(three,))
+    forest = Forest.pack([[shared, leaf(7), leaf(8)], [inner(1), leaf(2)], [plain]])
+    assert forest.pictures == (one, two, three)
+    assert forest.holders == (0, 0, 5)
+    assert [forest.seen_in(part) for part in forest.leaves] == [(one, two), (one, two), (), (three,)]
+    moved = forest.to(torch.device("meta"))
+    assert [picture.inputs["pixel_values"].device.type for picture in moved.pictures] == ["meta"] * 3
+    assert moved.holders == forest.holders
+    assert [picture.digest for picture in moved.pictures] == ["one", "two", "three"]
 
 
 def test_a_grandchild_and_an_empty_segment():
