@@ -176,3 +176,22 @@ def tiny_llama(
         return folders[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random LLaVA, its processor and tokenizer: 16 image tokens for each picture. Do not write to it.
+
+    Others are built by ``tests/tiny_vision.py``.
+    """
+    from tests.tiny_vision import make_llava
+
+    return make_llava(tmp_path_factory.mktemp("tiny_llava"))
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Qwen2-VL: as many image tokens as a picture is large. Do not write to it."""
+    from tests.tiny_vision import make_qwen2_vl
+
+    return make_qwen2_vl(tmp_path_factory.mktemp("tiny_qwen2_vl"))
