@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from lit_rlhf.models import adapters
+from lit_rlhf.models.begun import BegunPrompts
 from lit_rlhf.models.layers.attention import ForestLayout, Read
 from lit_rlhf.models.layers.linear_logprobs import LogitTransform, TokenLogprobs, linear_logprobs
 from lit_rlhf.models.layers.lm_head import head_parameters
@@ -62,6 +63,7 @@ class Backbone(nn.Module):
         self.transform: LogitTransform | None = None
         self.policy_adapter = model.active_adapter if isinstance(model, PeftModel) else None
         self._role: Role = "policy"
+        self._begun: BegunPrompts | None = None
         if isinstance(model, PeftModel) and self.base.is_gradient_checkpointing:
             self.base.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self._recomputing})
 
@@ -128,7 +130,34 @@ class Backbone(nn.Module):
         self.prepare()
         return self._states(forest, read)
 
+    @contextmanager
+    def going_on(self, begun: BegunPrompts | None) -> Iterator[None]:
+        """Inside the context the policy goes on from prompts that it has computed, where only predictors are read.
+
+        Args:
+            begun: computed by the policy as it is now; None = nothing changes.
+        """
+        self._begun = begun
+        try:
+            yield
+        finally:
+            self._begun = None
+
+    def _continued_states(self, begun: BegunPrompts, forest: Forest) -> Tensor:
+        """(N, H) of the predictors."""
+        continued = begun.continued(forest)
+        states = self.base.get_decoder()(
+            input_ids=forest.tokens[continued.rows][None],
+            position_ids=forest.positions[continued.rows][None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=forest.tokens.device),
+            use_cache=False,
+            forest_layout=continued.layout,
+        ).last_hidden_state[0]
+        return continued.read(states)
+
     def _states(self, forest: Forest, read: Read) -> Tensor:
+        if self._begun is not None and (self._role, read) == ("policy", "predictors") and self._begun.covers(forest):
+            return self._continued_states(self._begun, forest)
         if isinstance(self.base, FSDPModule):  # a reference model, sharded apart: whole for as long as it is played
             self.base.unshard()
         if not forest.tokens.is_cuda and int(forest.tokens.max()) >= (rows := self.num_embeddings):

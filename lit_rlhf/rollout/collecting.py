@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.metrics.phases import Phases
 from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.begun import BegunPrompts
 from lit_rlhf.models.tokenizers import stop_tokens
 from lit_rlhf.rewards.reward import Sample
 from lit_rlhf.rewards.samples import samples_of
@@ -86,7 +87,12 @@ class Collector:
         attach_rewards(self.rewards, backbone, tokenizer, self.stop_tokens, device)
 
     def __call__(
-        self, backbone: Backbone, prompts: Sequence[Prompt], key: str, sampling: SamplingOptions | None = None
+        self,
+        backbone: Backbone,
+        prompts: Sequence[Prompt],
+        key: str,
+        sampling: SamplingOptions | None = None,
+        begun: BegunPrompts | None = None,
     ) -> ScoredRollouts:
         """Answer and judge.
 
@@ -95,6 +101,7 @@ class Collector:
             prompts: of this rank; maybe none.
             key: names the draw, such as the iteration: the same key and rows give the same random numbers.
             sampling: how responses are drawn; None = as in training.
+            begun: as in :class:`lit_rlhf.rollout.sampling.request.SamplingRequest`.
         """
         assert self.tokenizer is not None
         with self.phases("rollout"):
@@ -106,6 +113,7 @@ class Collector:
                 tokenizer=self.tokenizer,
                 stop_tokens=self.stop_tokens,
                 key=f"{self.seed}:{key}",
+                begun=begun,
             )
             self.phases.count("rollout", int(rollouts.response_mask.sum()))
         with self.phases("score"):

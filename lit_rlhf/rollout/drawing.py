@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.begun import BegunPrompts
 from lit_rlhf.rollout.sampling.request import Sampler, SamplingOptions, SamplingRequest
 from lit_rlhf.types import Prompt, Rollouts
 
@@ -23,6 +24,7 @@ def draw(
     tokenizer: PreTrainedTokenizerBase,
     stop_tokens: Sequence[int],
     key: str,
+    begun: BegunPrompts | None = None,
 ) -> Rollouts:
     """Let a policy answer prompts.
 
@@ -35,13 +37,14 @@ def draw(
         stop_tokens: ids that end a response.
         key: names the draw, such as the seed and the iteration. The same key and the same rows give the same responses,
             however they are spread over ranks.
+        begun: as in :class:`lit_rlhf.rollout.sampling.request.SamplingRequest`.
     """
     backbone.prepare()
     with backbone.whole_weights():
         if not prompts:
             return no_rollouts(backbone.base.device)
         seeds = [seed_of(f"{key}:{name}") for name in response_names(prompts, options.num_responses)]
-        return sampler(backbone, SamplingRequest(prompts, options, stop_tokens, tokenizer, seeds))
+        return sampler(backbone, SamplingRequest(prompts, options, stop_tokens, tokenizer, seeds, begun))
 
 
 def response_names(prompts: Sequence[Prompt], num_responses: int) -> list[str]:

@@ -141,7 +141,8 @@ class Iterations(nn.Module):
         """Answer the prompts of an iteration, and judge the answers."""
         prompts = prompts_of(batch)
         self.means.update(data_sums(prompts.notes, len(prompts.prompts)))
-        return self.collector(backbone, prompts.prompts, f"iteration {int(self.number)}")
+        begun = self.measurer.begin(backbone, prompts.prompts)
+        return self.collector(backbone, prompts.prompts, f"iteration {int(self.number)}", begun=begun)
 
     def shaped_scores(self, scored: ScoredRollouts) -> Tensor:
         """(L,) scores as they are learnt from: normalised, bounded and penalised."""

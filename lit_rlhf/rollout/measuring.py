@@ -6,12 +6,14 @@ Shape letters: L responses of this rank, R tokens of the longest one, N tokens o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.begun import BegunPrompts
 from lit_rlhf.models.layers.linear_logprobs import TokenLogprobs
 from lit_rlhf.models.micro_batches import in_step
 from lit_rlhf.models.whole import is_sharded
@@ -20,7 +22,7 @@ from lit_rlhf.rollout.first_pass import FirstPass
 from lit_rlhf.rollout.minibatches import split
 from lit_rlhf.rollout.options import UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, pack, padded_values
-from lit_rlhf.types import Forest, Rollouts
+from lit_rlhf.types import Forest, Prompt, Rollouts
 
 
 class PolicyMeasures(NamedTuple):
@@ -52,6 +54,30 @@ class Measurer:
         self.updates = updates
         self.temperature = temperature
         self.first_pass: FirstPass[Any] = FirstPass()
+        self._begun: tuple[Backbone, BegunPrompts] | None = None
+
+    def begin(self, backbone: Backbone, prompts: Sequence[Prompt]) -> BegunPrompts | None:
+        """What a sampler may fill, for the next measurement to go on from.
+
+        Args:
+            backbone: of the policy, which measures before anything of it is trained.
+            prompts: of this rank.
+
+        Returns:
+            None where the first step learns from less than all responses, or more than a micro-batch would be kept.
+        """
+        self._begun = None
+        num_tokens = sum(len(prompt.tokens) for prompt in prompts)
+        learns_from_all = self.updates.num_minibatches == 1 and num_tokens <= self.updates.token_budget
+        is_whole = not is_sharded(backbone) and not backbone.base.is_gradient_checkpointing
+        if learns_from_all and is_whole and not any(prompt.pictures for prompt in prompts):
+            self._begun = backbone, BegunPrompts()
+        return None if self._begun is None else self._begun[1]
+
+    def _going_on(self) -> AbstractContextManager[None]:
+        """What was begun is gone on from inside the context, once."""
+        begun, self._begun = self._begun, None
+        return nullcontext() if begun is None else begun[0].going_on(begun[1])
 
     def policy(
         self, backbone: Backbone, micro_batch: RolloutMicroBatch, *, entropy_gradient: bool = False
@@ -124,7 +150,9 @@ class Measurer:
         early = {member for micro_batch in begun for member in micro_batch.members.tolist()}
         others = [member for member in range(len(rollouts.prompts)) if member not in early]
         micro_batches = [*begun, *pack(rollouts, others, self.updates.token_budget)]
-        said = [read(micro_batch) for micro_batch in in_step(model, micro_batches, lambda forest: read(_idle(forest)))]
+        with self._going_on():
+            passes = in_step(model, micro_batches, lambda forest: read(_idle(forest)))
+            said = [read(micro_batch) for micro_batch in passes]
         return [padded_values([columns[k] for columns in said], rollouts, micro_batches) for k in range(num_columns)]
 
     def _first_step(self, model: nn.Module, rollouts: Rollouts, key: str) -> RolloutMicroBatch | None:

@@ -12,6 +12,7 @@ from lit_rlhf.rollout.measuring import Measurer
 from lit_rlhf.rollout.minibatches import split
 from lit_rlhf.rollout.options import UpdateOptions
 from lit_rlhf.rollout.packing import pack
+from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
 
 
 @pytest.fixture
@@ -94,3 +95,35 @@ def test_the_measurer_expects_what_the_first_step_learns_from(
     assert said.logprobs.requires_grad
     expected = found.logprobs[first.members][rollouts.response_mask[first.members]]
     torch.testing.assert_close(said.logprobs.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("updates", "options", "begins"),
+    [
+        ({}, {}, True),
+        ({"num_minibatches": 2}, {}, False),
+        ({"token_budget": 8}, {}, False),
+        ({}, {"gradient_checkpointing": True}, False),
+    ],
+)
+def test_prompts_are_begun_where_the_first_step_learns_from_all(
+    updates, options, begins, sampled_backbone, make_request, tiny_tokenizer
+):
+    backbone, request = sampled_backbone(**options), make_request(num_responses=2)
+    backbone.prepare()
+    measurer = Measurer(UpdateOptions(**{"num_minibatches": 1, **updates}), 1.0)
+    begun = measurer.begin(backbone, request.prompts)
+    assert (begun is not None) == begins
+    rollouts = CachedSampler()(backbone, request._replace(begun=begun))
+    rows = []
+    backbone.base.get_decoder().layers[0].register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))
+    said = measurer.policy_and_reference(backbone, rollouts, learnt_by="key")
+    prompts, responses = sum(len(p.tokens) for p in request.prompts), int(rollouts.response_mask.sum())
+    if not updates:
+        assert rows == [responses + prompts * (not begins), prompts + responses], "the reference begins anew"
+    alone = Measurer(UpdateOptions(), 1.0).policy_and_reference(backbone, rollouts)
+    for ours, wanted in zip(said, alone, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+    rows.clear()
+    measurer.policy_and_reference(backbone, rollouts, learnt_by="key")
+    assert sum(rows) >= 2 * (prompts + responses), "the weights may have moved by the next measurement"

@@ -21,7 +21,9 @@ def length(samples):
     return [float(len(sample.response_tokens)) for sample in samples]
 
 
-WHOLE = SimpleNamespace(prepare=nullcontext, whole_weights=nullcontext)
+WHOLE = SimpleNamespace(
+    prepare=nullcontext, whole_weights=nullcontext, modules=list, base=SimpleNamespace(is_gradient_checkpointing=False)
+)
 """A backbone that is not sharded, and is not asked."""
 
 

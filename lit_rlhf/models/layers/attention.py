@@ -77,14 +77,28 @@ class ForestLayout:
     """
 
     def __init__(self, forest: Forest, *, queries: Read = "all", read: Read = "all", keep: Keep | None = None) -> None:
+        self._begin(_runs(forest, queries), forest.tokens.device)
         self.keep = keep
-        self.runs = _runs(forest, queries)
-        self.device = forest.tokens.device
-        self.rows = None if queries == "all" else _query_rows(self.runs).to(self.device, non_blocking=True)
-        self.last_layer: ForestLayout | None = None if read == "all" else ForestLayout(forest, queries=read, keep=keep)
+        if queries != "all":
+            self.rows = _query_rows(self.runs).to(self.device, non_blocking=True)
+        if read != "all":
+            self.last_layer = ForestLayout(forest, queries=read, keep=keep)
+
+    def _begin(self, runs: tuple[Run, ...], device: torch.device) -> None:
+        self.keep: Keep | None = None
+        self.runs = runs
+        self.device = device
+        self.rows: Tensor | None = None
+        self.last_layer: ForestLayout | None = None
         self.windows: set[int | None] = set()  # that layers asked for
         self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor | None] = {}
-        self._varlen: tuple[_Varlen, _Varlen | None] | None = None
+        self._varlen: tuple[_Varlen | None, _Varlen | None] | None = None
+
+    def passing(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values that queries of a layer attend to, from those (1, heads, T, D) that it computed."""
+        if self.keep is not None:
+            self.keep(layer, key, value)
+        return key, value
 
     def states_at(self, rows: Tensor, states: Tensor) -> Tensor:
         """Hidden states (N, H) of some rows (N,) int64 of the forest, out of those (T or Q, H) that a model returned.
@@ -123,12 +137,12 @@ class ForestLayout:
         return torch.zeros(num_queries, num_keys, dtype=dtype, device=self.device).masked_fill_(~seen, -torch.inf)
 
     @property
-    def varlen(self) -> tuple[_Varlen, _Varlen | None]:
+    def varlen(self) -> tuple[_Varlen | None, _Varlen | None]:
         """The row as at most two variable-length calls: runs that begin at a root, then all others."""
         if self._varlen is None:
             first = [run for run in self.runs if len(run.spans) == 1]
             later = [run for run in self.runs if len(run.spans) > 1]
-            self._varlen = (_Varlen.of(first, self.device), _Varlen.of(later, self.device) if later else None)
+            self._varlen = (_Varlen.of(first, self.device), _Varlen.of(later, self.device))
         return self._varlen
 
 
@@ -152,7 +166,9 @@ class _Varlen(NamedTuple):
     max_keys: int
 
     @classmethod
-    def of(cls, runs: list[Run], device: torch.device) -> _Varlen:
+    def of(cls, runs: list[Run], device: torch.device) -> _Varlen | None:
+        if not runs:
+            return None
         queries = [torch.arange(run.start, run.end) for run in runs]
         keys = [torch.cat([torch.arange(*span) for span in run.spans]) for run in runs]
         query_sizes, key_sizes = [len(index) for index in queries], [len(index) for index in keys]
@@ -266,8 +282,7 @@ def forest_attention(
     if isinstance(forest_layout, CachedRows):
         layer = cast(int, module.layer_idx)
         return forest_layout.attend(layer, query, key, value, scaling, sliding_window, softcap), None
-    if forest_layout.keep is not None:
-        forest_layout.keep(cast(int, module.layer_idx), key, value)
+    key, value = forest_layout.passing(cast(int, module.layer_idx), key, value)
     forest_layout.windows.add(sliding_window)
     if softcap is None and dropout == 0.0 and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _attend_varlen(query, key, value, forest_layout, scaling, sliding_window)[None], None

@@ -109,7 +109,8 @@ class _Responses:
         owners = [number_of[prompt_of[row]] for row in batch]
         decoder: ForestDecoder | PaddedDecoder
         if self.backbone.layout == "forest":
-            decoder = ForestDecoder(self.backbone, prompts, owners, self.request.options.max_new_tokens, self.parts)
+            longest = self.request.options.max_new_tokens
+            decoder = ForestDecoder(self.backbone, prompts, owners, longest, self.parts, self.request.begun)
         else:
             decoder = PaddedDecoder(self.backbone, prompts, owners)
         rows = torch.tensor(batch, device=self.lengths.device)

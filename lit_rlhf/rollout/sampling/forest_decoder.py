@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.begun import BegunPrompts
 from lit_rlhf.models.layers.attention import ForestLayout
 from lit_rlhf.models.layers.cached_attention import CachedRows, KeyValue
 from lit_rlhf.models.layers.step_parts import StepParts
@@ -29,6 +30,7 @@ class ForestDecoder:
         owners: number of the prompt of each response (B), ascending.
         capacity: most tokens of a response that will be appended.
         parts: what the layers compute a step with; shared by all decoders of one role while nothing is trained.
+        begun: takes in what is computed of the prompts, with its graph; None = nobody asks for it.
 
     Attributes:
         states: (B, H) last hidden states of the newest tokens.
@@ -41,7 +43,9 @@ class ForestDecoder:
         owners: Sequence[int],
         capacity: int,
         parts: StepParts | None = None,
+        begun: BegunPrompts | None = None,
     ) -> None:
+        self._begun = begun
         self._decoder = backbone.base.get_decoder()
         self._device = backbone.base.device
         computed = [self._prefill(part) for part in _parts(prompts)]
@@ -69,7 +73,11 @@ class ForestDecoder:
         last = torch.tensor(forest.ends, device=self._device)
         kept: dict[int, KeyValue] = {}
         layout = ForestLayout(forest, read="ends", keep=lambda layer, k, v: kept.update({layer: (k[0], v[0])}))
-        return layout.states_at(last, self._forward(forest.tokens, forest.positions, layout)), kept
+        with torch.set_grad_enabled(self._begun is not None):
+            states = layout.states_at(last, self._forward(forest.tokens, forest.positions, layout))
+            if self._begun is not None:
+                self._begun.add(prompts, states, kept)
+        return states.detach(), {layer: (keys.detach(), values.detach()) for layer, (keys, values) in kept.items()}
 
     def _forward(self, tokens: Tensor, positions: Tensor, layout: ForestLayout | CachedRows) -> Tensor:
         """Last hidden states of a row of tokens (T,)."""

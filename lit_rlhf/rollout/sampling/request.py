@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.begun import BegunPrompts
 from lit_rlhf.types import Prompt, Rollouts
 
 
@@ -51,6 +52,8 @@ class SamplingRequest(NamedTuple):
         tokenizer: of the policy; stop strings are looked for in what it decodes.
         seeds: P * num_responses numbers, one per response, prompts one after another. A response depends on its seed,
             its prompt and the policy alone (to rounding), not on what is drawn beside it.
+        begun: takes in what a sampler computes of the prompts, with its graph, where it computes as training does;
+            None = nobody asks for it.
     """
 
     prompts: Sequence[Prompt]
@@ -58,6 +61,7 @@ class SamplingRequest(NamedTuple):
     stop_tokens: Sequence[int]
     tokenizer: PreTrainedTokenizerBase
     seeds: Sequence[int]
+    begun: BegunPrompts | None = None
 
 
 class Sampler(Protocol):
