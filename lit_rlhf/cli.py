@@ -24,6 +24,7 @@ TRAINING = {
 BESIDE = {
     "export": "turn a finished run into an adapter folder or a merged Hugging Face model",
     "generate": "let a finished run answer prompts",
+    "chat": "talk to finished runs and their base, side by side, and keep what you think of the answers",
     "score": "score responses with a reward model: files, one text, or as a server",
     "preview": "show what training would see of the data, before anything is trained",
 }

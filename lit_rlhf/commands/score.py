@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,7 @@ def open_data(args: argparse.Namespace) -> PreferenceDataModule:
         tokenizer=tokenizer,
         chat_template=args.chat_template,
         token_budget=args.token_budget,
-        **limits(args),
+        **limits(args.run, vars(args)),
     )
 
 
@@ -131,10 +132,15 @@ def open_scorer(args: argparse.Namespace, data: PreferenceDataModule) -> Scorer:
     return Scorer(model.to(device), data.task(), data.token_budget)
 
 
-def limits(args: argparse.Namespace) -> dict[str, Any]:
-    """How long a row may be: as the command line says, else the configuration of the run, else the usual."""
-    file = args.run / CONFIG
+def limits(run: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    """How long a row may be: as is said, else as the configuration of the run says, else the usual.
+
+    Args:
+        run: its folder.
+        said: ``max_length`` and ``truncation``, among other things; None or nothing = not said.
+    """
+    file = run / CONFIG
     config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     trained = ((config or {}).get("data") or {}).get("init_args") or {}
-    said = {name: value for name, value in vars(args).items() if value is not None}
+    said = {name: value for name, value in said.items() if value is not None}
     return {name: said.get(name, trained.get(name, usual)) for name, usual in _LIMITS.items()}
