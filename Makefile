@@ -60,9 +60,10 @@ lint: $(INSTALLED)
 type: $(INSTALLED)
 	$(BIN)/mypy
 
-# The pages under docs/ are plain Markdown: their links, commands and trees are checked, nothing is built.
+# The pages under docs/ as a site in site/, and what they promise: links, commands, settings, code, figures.
 docs: $(INSTALLED)
-	$(BIN)/python -m pytest tests/test_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m pytest -n $(WORKERS) tests/test_docs*.py tests/examples tests/test_readme.py
 
 # Beside TRL, which has an environment of its own: make bench TRL=/its/python DATA=/hh/rows.jsonl.gz
 bench: $(INSTALLED)
@@ -81,4 +82,4 @@ lock:
 	git diff --stat requirements/lock.txt
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
