@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on_bad_row", default="raise", choices=("raise", "drop"), help="stop at a row that cannot be used, or go on"
     )
+    parser.add_argument("--serve", action="store_true", help="answer requests over HTTP")
     server.add_arguments(parser)
 
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--out and --normalise do not go with --serve: each request says what it wants")
     if args.out is not None and args.out.exists():
         raise ValueError(f"--out={args.out} exists already; choose another file or remove it")
-    settings = server.read_settings(args) if args.serve else None
+    settings = server.read_settings(args, _name_of(args.run)) if args.serve else None
     quieten()
     from lit_rlhf.commands import score_lines
 
@@ -84,7 +85,9 @@ def run(args: argparse.Namespace) -> None:
     if args.normalise:
         scorer.normalise([0.0])  # refuses before the first row
     if settings is not None:
-        server.serve(scorer, settings)
+        from lit_rlhf.commands.serving.scores.handler import serve_scores
+
+        serve_scores(scorer, settings)
     elif texts:
         print(json.dumps(score_lines.quick(scorer, *texts, normalise=args.normalise)))  # noqa: T201
     else:
@@ -130,6 +133,11 @@ def open_scorer(args: argparse.Namespace, data: PreferenceDataModule) -> Scorer:
     base = resolve(args.base) if args.base else None
     model = load_reward_model(resolve(str(args.run)), base, args.dtype, args.quantization, device)
     return Scorer(model.to(device), data.task(), data.token_budget)
+
+
+def _name_of(run: Path) -> str:
+    """What a model is called in answers."""
+    return run.resolve().name if run.is_dir() else str(run)
 
 
 def limits(run: Path, said: Mapping[str, Any]) -> dict[str, Any]:

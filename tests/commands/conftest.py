@@ -20,7 +20,8 @@ from datamodules.sources import Row
 from lit_rlhf.cli import main
 from lit_rlhf.commands import score
 from lit_rlhf.commands.scoring import NotFiniteError, Scored, Scorer
-from lit_rlhf.commands.serving.server import ScoreServer, Settings
+from lit_rlhf.commands.serving.scores.handler import ScoreServer
+from lit_rlhf.commands.serving.server import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
