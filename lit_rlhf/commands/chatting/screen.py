@@ -6,9 +6,11 @@ What a model says never reaches the terminal as a control sequence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
+from threading import Event
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -77,7 +79,9 @@ class Screen:
             self._out.print(Text.assemble((f"{role}> ", "bold"), self._shown(written(message["content"]))))
 
     def say(self, answers: Mapping[str, Answer]) -> bool:
-        """Have answers said while they are shown; Ctrl-C stops them.
+        """Have answers said while they are shown; Ctrl-C stops them after the token that is being drawn.
+
+        Pressed twice, it stops them at once, as it does everywhere else.
 
         Args:
             answers: by the name of who says them; one, or two to be shown side by side.
@@ -85,16 +89,20 @@ class Screen:
         Returns:
             Whether they were said to their ends.
         """
-        try:
-            if self.is_terminal and len(answers) == 2:
-                self._side_by_side(answers)
-            else:
-                for number, (name, answer) in enumerate(answers.items(), start=1):
-                    self._one(name if len(answers) == 1 else f"{number} {name}", answer, len(answers) == 1)
-        except KeyboardInterrupt:
-            self._out.print()
-            return False
-        return True
+        with _asked_to_stop() as stop:
+            try:
+                if self.is_terminal and len(answers) == 2:
+                    self._side_by_side(answers, stop)
+                else:
+                    for number, (name, answer) in enumerate(answers.items(), start=1):
+                        if stop.is_set():
+                            break
+                        is_alone = len(answers) == 1
+                        self._one(name if is_alone else f"{number} {name}", answer, is_alone, stop)
+            except KeyboardInterrupt:
+                self._out.print()
+                return False
+        return not stop.is_set()
 
     def verdicts(self, verdicts: Mapping[str, Verdict]) -> None:
         """What the reward model says of answers, by the name of who said them."""
@@ -114,19 +122,39 @@ class Screen:
         """What a model said, as it is where a script reads it."""
         return harmless(text) if self._out.is_terminal else text
 
-    def _one(self, name: str, answer: Answer, is_alone: bool) -> None:
+    def _one(self, name: str, answer: Answer, is_alone: bool, stop: Event) -> None:
         if self.is_terminal or not is_alone:
             self._out.print(Text(f"{name}> ", "bold cyan"), end="")
         for piece in answer:
             self._out.file.write(self._shown(piece.text))
             self._out.file.flush()
+            if stop.is_set():
+                break
         self._out.print()
 
-    def _side_by_side(self, answers: Mapping[str, Answer]) -> None:
+    def _side_by_side(self, answers: Mapping[str, Answer], stop: Event) -> None:
         """One token of each in turn, so that both can be read as they grow."""
         with Live(_columns(answers), console=self._out, vertical_overflow="visible") as live:
             for _ in zip_longest(*answers.values(), fillvalue=Piece("")):
                 live.update(_columns(answers))
+                if stop.is_set():
+                    break
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Event]:
+    """An event that Ctrl-C sets, once: an exception might come in the middle of a layer, or be lost in a library."""
+    asked = Event()
+
+    def ask(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        asked.set()
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def written(content: object) -> str:

@@ -81,12 +81,14 @@ class Session:
         self.replies = []
         answers = {}
         for name in self.speaking:
-            voice = self.voices.by_name[name]
-            messages = self.conversation.messages
-            prompt = messages if voice.reader.has_template else str(messages[-1]["content"])
+            voice, messages = self.voices.by_name[name], self.conversation.messages
+            if voice.reader.has_template:
+                prompt = voice.reader.fit(messages, options.max_new_tokens)
+            else:
+                prompt = voice.reader.whole(str(messages[-1]["content"]))
             answers[name] = voice.answer(prompt, options)
         is_whole = self.screen.say(answers)
-        self.replies = [_reply(name, answer, is_whole, self.voices) for name, answer in answers.items()]
+        self.replies = [Reply(name, answer.prompt.said, answer.text, is_whole) for name, answer in answers.items()]
         if self.replies[0].text:
             self.conversation.answer(self.replies[0].text)
         self._remark(list(answers.values()), is_whole)
@@ -110,9 +112,3 @@ class Session:
             self.screen.note(f"cut off after {max(answer.num_tokens for answer in answers)} tokens")
         if self.judge is not None and is_whole:
             self.screen.verdicts({reply.voice: self.judge(reply.prompt, reply.text) for reply in self.replies})
-
-
-def _reply(name: str, answer: Answer, is_whole: bool, voices: Voices) -> Reply:
-    messages = answer.prompt.messages
-    prompt = messages if voices.by_name[name].reader.has_template else str(messages[-1]["content"])
-    return Reply(name, prompt, answer.text, is_whole)

@@ -19,13 +19,17 @@ class FittedPrompt(NamedTuple):
 
     Args:
         tokens: token ids.
-        messages: what it says; the oldest turns may be missing.
+        said: messages, of which the oldest may be missing, or a text.
         num_left: messages that had to leave.
     """
 
     tokens: list[int]
-    messages: Messages
-    num_left: int
+    said: Messages | str
+    num_left: int = 0
+
+
+class PromptTooLongError(ValueError):
+    """A prompt that leaves the model no room for an answer."""
 
 
 class PromptReader:
@@ -62,24 +66,34 @@ class PromptReader:
             raise ValueError("the prompt is empty, so nothing can follow it")
         return list(tokens.tokens)
 
-    def fit(self, messages: Messages, num_wanted: int) -> FittedPrompt:
-        """A prompt that leaves the room that is wanted for the answer, or half of all there is.
+    def whole(self, prompt: Messages | str) -> FittedPrompt:
+        """A prompt of which nothing is left out.
 
         Raises:
-            ValueError: if the last message alone is too long.
+            PromptTooLongError: if it leaves no room for a token.
+            ValueError: as :meth:`read` does.
+        """
+        tokens = self.read(prompt)
+        if len(tokens) >= self.max_tokens:
+            raise PromptTooLongError(
+                f"the prompt has {len(tokens)} tokens, and the model takes {self.max_tokens} with its answer"
+            )
+        return FittedPrompt(tokens, prompt)
+
+    def fit(self, messages: Messages, num_wanted: int) -> FittedPrompt:
+        """A conversation that leaves the room that is wanted for the answer, or half of all there is.
+
+        Raises:
+            PromptTooLongError: if the last message alone is too long.
+            ValueError: as :meth:`read` does.
         """
         room = self.max_tokens - min(num_wanted, self.max_tokens // 2)
         kept = messages
-        while True:
-            tokens = self.read(kept)
-            shorter = without_oldest(kept)
-            if len(tokens) <= room or (shorter == kept and len(tokens) < self.max_tokens):
-                return FittedPrompt(tokens, kept, len(messages) - len(kept))
-            if shorter == kept:
-                raise ValueError(
-                    f"the message has {len(tokens)} tokens, and the model takes {self.max_tokens} with its answer"
-                )
+        while len(tokens := self.read(kept)) > room:
+            if (shorter := without_oldest(kept)) == kept:
+                return self.whole(kept)._replace(num_left=len(messages) - len(kept))
             kept = shorter
+        return FittedPrompt(tokens, kept, len(messages) - len(kept))
 
 
 def without_oldest(messages: Messages) -> Messages:

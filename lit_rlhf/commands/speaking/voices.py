@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.commands import finished_run
 from lit_rlhf.commands.speaking.pieces import TextPieces
-from lit_rlhf.commands.speaking.prompts import FittedPrompt, Messages, PromptReader
+from lit_rlhf.commands.speaking.prompts import FittedPrompt, PromptReader
 from lit_rlhf.embedded import resolve
 from lit_rlhf.models import adapters
 from lit_rlhf.models.backbone import Backbone
@@ -107,35 +107,22 @@ class Voice:
         self.reader = PromptReader(tokenizer, limit)
         self._stream = TokenStream(backbone, playing)
 
-    def answer(self, prompt: Messages | str, options: StreamOptions, stop_strings: Sequence[str] = ()) -> Answer:
-        """Answer a conversation, or go on with a text; what is too old for the model is left out.
+    def answer(self, prompt: FittedPrompt, options: StreamOptions, stop_strings: Sequence[str] = ()) -> Answer:
+        """Answer a conversation, or go on with a text.
 
         Args:
-            prompt: messages, the last of them to be answered, or a text.
-            options: how the answer is drawn.
+            prompt: from ``reader``.
+            options: how the answer is drawn; it is no longer than the model has room for.
             stop_strings: texts that end it.
-
-        Raises:
-            ValueError: if the prompt cannot be read, or is too long.
         """
-        said: Messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if isinstance(prompt, str):
-            fitted = FittedPrompt(self.reader.read(prompt), said, 0)
-        else:
-            fitted = self.reader.fit(said, options.max_new_tokens)
-        room = self.reader.max_tokens - len(fitted.tokens)
-        if room < 1:
-            raise ValueError(
-                f"the prompt has {len(fitted.tokens)} tokens, and the model takes {self.reader.max_tokens} with its "
-                "answer"
-            )
+        room = self.reader.max_tokens - len(prompt.tokens)
         drawn = self._stream.draw(
-            fitted.tokens,
+            prompt.tokens,
             replace(options, max_new_tokens=min(options.max_new_tokens, room)),
             stop_tokens=self.stop_tokens,
             num_tokens=len(self.tokenizer),
         )
-        return Answer(TextPieces(self.tokenizer, stop_strings), drawn, fitted, self.stop_tokens)
+        return Answer(TextPieces(self.tokenizer, stop_strings), drawn, prompt, self.stop_tokens)
 
 
 class Voices(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import signal
 
 import pytest
 
@@ -17,7 +17,7 @@ NOTHING = FittedPrompt([1], [], 0)
 
 
 class SpokenAnswer:
-    """Says its pieces; an exception among them is raised."""
+    """Says its pieces; an exception among them is raised, and a signal is sent to this process."""
 
     def __init__(self, pieces, prompt=NOTHING, end="stop"):
         self.pieces, self.prompt, self.end = pieces, prompt, end
@@ -27,6 +27,9 @@ class SpokenAnswer:
         for piece in self.pieces:
             if isinstance(piece, BaseException):
                 raise piece
+            if isinstance(piece, signal.Signals):
+                signal.raise_signal(piece)
+                continue
             self.text += piece
             self.num_tokens += 1
             yield Piece(piece)
@@ -36,14 +39,19 @@ class FakeVoice:
     """Answers with its name, the number of messages and the seed; ``next`` holds what it says instead."""
 
     def __init__(self, name, has_template=True):
-        self.name, self.reader = name, SimpleNamespace(has_template=has_template)
+        self.name, self.has_template, self.reader = name, has_template, self
         self.asked, self.next, self.end, self.num_left = [], None, "stop", 0
 
-    def answer(self, prompt, options, stop_strings=()):
-        self.asked.append((prompt, options))
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        pieces = self.next or [f"{self.name} ", f"{len(messages)} {options.seed}"]
-        return SpokenAnswer(pieces, FittedPrompt([1], messages[self.num_left :], self.num_left), self.end)
+    def fit(self, messages, num_wanted):
+        return FittedPrompt([1], list(messages[self.num_left :]), self.num_left)
+
+    def whole(self, text):
+        return FittedPrompt([1], text)
+
+    def answer(self, prompt, options):
+        self.asked.append((prompt.said, options))
+        number = 1 if isinstance(prompt.said, str) else len(prompt.said) + prompt.num_left
+        return SpokenAnswer(self.next or [f"{self.name} ", f"{number} {options.seed}"], prompt, self.end)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import signal
 
 import pytest
 from rich.console import Console
@@ -63,10 +64,27 @@ def test_two_stand_side_by_side_to_the_longer_end(terminal, spoken_answer):
 
 
 @pytest.mark.parametrize("names", [("sft",), ("sft", "dpo")])
-def test_ctrl_c_stops_the_answer(names, terminal, spoken_answer):
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_ctrl_c_stops_the_answer_behind_its_token(names, is_terminal, terminal, spoken_answer):
     screen, out = terminal
-    assert not screen.say({name: spoken_answer(["begun", KeyboardInterrupt()]) for name in names})
-    assert "begun" in out.getvalue()
+    screen.is_terminal = is_terminal
+    before = signal.getsignal(signal.SIGINT)
+    first, *others = names
+    answers = {first: spoken_answer(["begun", signal.SIGINT, " and", " never said"])}
+    answers |= {name: spoken_answer(["too", " long", " never said"]) for name in others}
+    assert not screen.say(answers)
+    assert "begun and" in out.getvalue()
+    assert "never" not in out.getvalue()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert screen.say({"sft": spoken_answer(["next"])})
+
+
+@pytest.mark.parametrize("names", [("sft",), ("sft", "dpo")])
+def test_pressed_twice_it_stops_at_once(names, terminal, spoken_answer):
+    screen, out = terminal
+    said = ["begun", signal.SIGINT, signal.SIGINT, "never"]
+    assert not screen.say({name: spoken_answer(said) for name in names})
+    assert "never" not in out.getvalue()
 
 
 def test_ctrl_c_at_the_prompt_forgets_the_line_and_ctrl_d_leaves(terminal, monkeypatch):

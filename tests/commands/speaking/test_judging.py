@@ -19,7 +19,8 @@ def test_scores_are_those_of_the_command_and_the_policies_stay(voices_of, reward
     options = StreamOptions(temperature=0.0, max_new_tokens=8)
 
     def said():
-        return "".join(piece.text for piece in voices.by_name["sft"].answer(TALK, options))
+        voice = voices.by_name["sft"]
+        return "".join(piece.text for piece in voice.answer(voice.reader.whole(TALK), options))
 
     before = said()
     judge = open_judge(str(reward_folders()), ARGS, voices.backbone)

@@ -7,7 +7,7 @@ from copy import deepcopy
 import pytest
 
 from lit_rlhf.callbacks.prompts import encode
-from lit_rlhf.commands.speaking.prompts import PromptReader, without_oldest
+from lit_rlhf.commands.speaking.prompts import PromptReader, PromptTooLongError, without_oldest
 
 
 def talk(*roles):
@@ -41,22 +41,31 @@ def test_the_oldest_turns_leave_and_the_system_stays(tiny_tokenizer):
     roomy = PromptReader(tiny_tokenizer, length + 5)
     assert roomy.fit(LONG, 5).num_left == 0
     fitted = roomy.fit(LONG, 6)
-    assert (fitted.messages, fitted.num_left) == ([LONG[0], *LONG[3:]], 2)
-    assert fitted.tokens == roomy.read(fitted.messages)
-    assert roomy.fit(LONG, 10_000).messages == roomy.fit(LONG, (length + 5) // 2).messages
+    assert (fitted.said, fitted.num_left) == ([LONG[0], *LONG[3:]], 2)
+    assert fitted.tokens == roomy.read(fitted.said)
+    assert roomy.fit(LONG, 10_000).said == roomy.fit(LONG, (length + 5) // 2).said
 
 
 def test_the_last_question_may_take_what_the_answer_wants_but_not_all(tiny_tokenizer):
     question = talk("user")
     length = len(PromptReader(tiny_tokenizer).read(question))
     assert PromptReader(tiny_tokenizer, length + 1).fit(question, 50).num_left == 0
-    with pytest.raises(ValueError, match=f"the message has {length} tokens, and the model takes {length}"):
-        PromptReader(tiny_tokenizer, length).fit(question, 50)
+    tight = PromptReader(tiny_tokenizer, length)
+    for ask in (tight.whole, lambda prompt: tight.fit(prompt, 50)):
+        with pytest.raises(PromptTooLongError, match=f"the prompt has {length} tokens, and the model takes {length}"):
+            ask(question)
+
+
+def test_of_a_whole_prompt_nothing_leaves(tiny_tokenizer):
+    length = len(PromptReader(tiny_tokenizer).read(LONG))
+    assert PromptReader(tiny_tokenizer, length + 1).whole(LONG).said == LONG
+    with pytest.raises(PromptTooLongError):
+        PromptReader(tiny_tokenizer, length).whole(LONG)
 
 
 def test_nothing_leaves_where_there_is_no_limit(tiny_tokenizer):
     many = talk(*["user", "assistant"] * 50, "user")
-    assert PromptReader(tiny_tokenizer).fit(many, 10_000).messages == many
+    assert PromptReader(tiny_tokenizer).fit(many, 10_000).said == many
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ TALK = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 def said(voice, prompt=TALK, options=GREEDY, stop=()):
-    answer = voice.answer(prompt, options, stop)
+    answer = voice.answer(voice.reader.whole(prompt), options, stop)
     assert "".join(piece.text for piece in answer) == answer.text
     return answer
 
@@ -54,8 +54,6 @@ def test_an_answer_ends_where_the_model_does(voices_of):
     long = said(voice, "a " * 250, StreamOptions(max_new_tokens=1000))
     assert long.end == "length"
     assert long.num_tokens + len(long.prompt.tokens) == 512
-    with pytest.raises(ValueError, match="model takes 512 with its answer"):
-        voice.answer("a " * 600, GREEDY)
 
 
 def test_a_whole_model_speaks_alone(voices_of, tiny_llama):
