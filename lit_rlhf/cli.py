@@ -26,6 +26,7 @@ BESIDE = {
     "generate": "let a finished run answer prompts",
     "chat": "talk to finished runs and their base, side by side, and keep what you think of the answers",
     "score": "score responses with a reward model: files, one text, or as a server",
+    "report": "write the report of a run again, or compare runs on one page",
     "preview": "show what training would see of the data, before anything is trained",
 }
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
