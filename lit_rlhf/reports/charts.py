@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from lit_rlhf.reports.axes import Scale, is_drawable, scale, ticks, written
-from lit_rlhf.reports.curves import HELD_OUT, Lines, Point, thinned
+from lit_rlhf.reports.curves import Lines, Point, thinned
 from lit_rlhf.reports.markup import Html, el, join, prose, table
 
 WIDTH, HEIGHT = 360.0, 210.0
@@ -19,8 +19,21 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 8.0, 8.0, 36.0
 _MOST_ROWS, _MOST_STOPS, _MOST_POINTS = 12, 80, 300
 """Rows of the table below a drawing, points of a path, and points of one name where they are no path."""
 
-_COLOURS = {"train": 0, "val": 1, "rollout": 2, "chosen": 3, "rejected": 4, "before": 0, "after": 1, "test": 5}
+_COLOURS = {
+    "train": 0,
+    "val": 1,
+    "rollout": 2,
+    "chosen": 3,
+    "rejected": 4,
+    "before": 0,
+    "after": 1,
+    "test": 5,
+    "score": 2,
+}
 """Number of the colour of what has one of its own."""
+
+_WHILE_TRAINING = ("train", "rollout", "time")
+"""First words of lines that are measured at every step."""
 
 _Item = TypeVar("_Item")
 
@@ -44,7 +57,7 @@ def colour(name: str, others: Sequence[str] = ()) -> int:
 
 
 def line_chart(title: str, lines: Lines, note: str = "", colours: Mapping[str, int] | None = None) -> Html | None:
-    """Values by step; held-out ones have dots.
+    """Values by step; those that are not of every step have dots.
 
     Args:
         title: name of what is drawn.
@@ -60,7 +73,7 @@ def line_chart(title: str, lines: Lines, note: str = "", colours: Mapping[str, i
         return None
     across = scale((step for points in kept.values() for step, _ in points), _LEFT, WIDTH - _RIGHT)
     up = scale((value for points in kept.values() for _, value in points), HEIGHT - _BOTTOM, _TOP, room=0.05)
-    known = {name: colour(name, list(kept)) for name in kept} | dict(colours or {})
+    known = {name: (colours or {}).get(name, colour(name, list(kept))) for name in kept}
     drawn = [_line(name, points, across, up, known[name]) for name, points in kept.items()]
     said = "; ".join(
         f"{name} from {written(points[0][1])} to {written(points[-1][1])}" for name, points in kept.items()
@@ -143,7 +156,7 @@ def point_chart(
         return None
     across = scale((x for x, _ in everything), _LEFT, WIDTH - _RIGHT, room=0.04)
     up = scale((y for _, y in everything), HEIGHT - _BOTTOM, _TOP, room=0.06)
-    known = {name: colour(name, list(kept)) for name in kept} | dict(colours or {})
+    known = {name: (colours or {}).get(name, colour(name, list(kept))) for name in kept}
     drawn = []
     for name, some in kept.items():
         at = [(across(x), up(y)) for x, y in some]
@@ -160,7 +173,7 @@ def point_chart(
     picture = _svg(
         f"{title}: {len(everything)} points, {axes[1]} against {axes[0]}", _axes(across, up, axes[0]), *drawn
     )
-    return _figure(title, picture, known, note, up_is=axes[1])
+    return _figure(title, picture, known, note, up_is="" if axes[1] == title else axes[1])
 
 
 def reliability_chart(title: str, bins: Sequence[Mapping[str, float]], note: str = "") -> Html | None:
@@ -241,7 +254,7 @@ def _line(name: str, points: list[Point], across: Scale, up: Scale, number: int)
     side = name.partition(" ")[2]
     look = " dashed" if side in ("rejected", "low") else ""
     path = el("path", class_=f"line s{number}{look}", d=_d(at), data_name=name)
-    if not _is_held_out(name) and len(at) > 1:
+    if not _is_dotted(name) and len(at) > 1:
         return el("g", path, class_="faint", data_name=name)
     few = at if len(at) <= 40 else [at[0], at[-1]]
     dots = (el("circle", cx=f"{x:.2f}", cy=f"{y:.2f}", r="2.6") for x, y in few)
@@ -255,8 +268,9 @@ def _evenly(some: list[_Item], most: int) -> list[_Item]:
     return [some[round(at * (len(some) - 1) / (most - 1))] for at in range(most)]
 
 
-def _is_held_out(name: str) -> bool:
-    return name.partition(" ")[0] in HELD_OUT
+def _is_dotted(name: str) -> bool:
+    """Whether a line has few points that count, as held-out values are, and not many that are noisy."""
+    return name.partition(" ")[0] not in _WHILE_TRAINING
 
 
 def _d(points: Iterable[Point]) -> str:
@@ -327,7 +341,7 @@ def _figure(
 ) -> Html:
     legend = el(
         "span",
-        *(el("span", name, class_=f"key{' held' * _is_held_out(name)} s{number}") for name, number in keys.items()),
+        *(el("span", name, class_=f"key{' dotted' * _is_dotted(name)} s{number}") for name, number in keys.items()),
         class_="keys",
     )
     top = el("figcaption", el("b", title), el("small", up_is) if up_is else None, legend)

@@ -24,6 +24,8 @@ _NUM_CURVES, _NUM_PROMPTS = 6, 8
 _OWN = ("trainer.default_root_dir",)
 """Settings that differ between any two runs."""
 
+_NONE = "-"
+
 Named = dict[str, Run]
 """Runs by the names that they have on the page."""
 
@@ -80,30 +82,22 @@ def read_tables(file: Path) -> list[dict[str, Any]]:
 
 def final_numbers(runs: Named) -> Html | None:
     """Last held-out value of each metric, run by run."""
-    found = {
-        name: [ends[1] if (ends := run.ends(f"val/{name}")) else None for run in runs.values()]
-        for name in _ordered(
-            {metric[4:] for run in runs.values() for row in run.metrics for metric in row if metric.startswith("val/")}
-        )
-    }
-    rows: list[list[object]] = [
-        [name, *map(written, values)]
-        for name, values in found.items()
-        if len(set(values)) > 1 and not name.startswith("data/")
-    ]
-    return table(["held-out, last", *runs], rows, "Final numbers") if rows else None
+    metrics = {metric for run in runs.values() for row in run.metrics for metric in row}
+    found: dict[str, list[str]] = {}
+    for name in _ordered({metric[4:] for metric in metrics if metric.startswith("val/")}):
+        ends = [run.ends(f"val/{name}") for run in runs.values()]
+        last = [written(end[1]) if end else _NONE for end in ends]
+        if len({*last}) > 1 and not name.startswith("data/"):
+            found[name] = last
+    return _side_by_side("held-out, last", "metrics", runs, found)
 
 
 def differences(runs: Named) -> Html | None:
-    """Settings that are not the same in all runs."""
-    settings = [telling.shown(run) for run in runs.values()]
+    """Settings that are not the same in all runs; one that is empty is as good as none."""
+    settings = [{key: value for key, value in telling.shown(run).items() if value != "None"} for run in runs.values()]
     keys = sorted({key for some in settings for key in some} - {*_OWN})
-    rows: list[list[object]] = [
-        [key, *(some.get(key, "-") for some in settings)]
-        for key in keys
-        if len({some.get(key) for some in settings}) > 1
-    ]
-    return table(["setting", *runs], rows, "Settings that differ") if rows else None
+    values = {key: [some.get(key, _NONE) for some in settings] for key in keys}
+    return _side_by_side("setting", "settings", runs, {key: own for key, own in values.items() if len({*own}) > 1})
 
 
 def curves_together(runs: Named) -> Html | None:
@@ -138,7 +132,8 @@ def paths_together(runs: Named) -> Html | None:
 def answers_together(runs: Named) -> Html | None:
     """Last answers of the runs to prompts that several of them have, behind what the first run began with."""
     answers = {name: by_prompt(run, run.last_samples) for name, run in runs.items()}
-    begun = by_prompt(first, first.first_samples) if (first := next(iter(runs.values()))) else {}
+    first = next(iter(runs.values()))
+    begun = by_prompt(first, first.first_samples)
     prompts = dict.fromkeys(prompt for own in answers.values() for prompt in own)
     shared = [prompt for prompt in prompts if sum(prompt in own for own in answers.values()) > 1]
     shown = [
@@ -154,11 +149,6 @@ def answers_together(runs: Named) -> Html | None:
 
 SECTIONS: tuple[tuple[str, str, Callable[[Named], Html | None]], ...] = (
     ("Final numbers", "Last held-out value of each run; what is the same in all is left out.", final_numbers),
-    (
-        "Settings that differ",
-        "Keys whose values are not the same in all runs; two runs compare best with one.",
-        differences,
-    ),
     ("Curves", "Held-out values where there are some, else those of training.", curves_together),
     (
         "Score against KL",
@@ -166,7 +156,25 @@ SECTIONS: tuple[tuple[str, str, Callable[[Named], Html | None]], ...] = (
         paths_together,
     ),
     ("Samples", "Last answers to the same held-out prompts, beside those before training.", answers_together),
+    (
+        "Settings that differ",
+        "Keys whose values are not the same in all runs; two runs compare best with one.",
+        differences,
+    ),
 )
+
+
+def _side_by_side(what: str, several: str, runs: Named, found: dict[str, list[str]]) -> Html | None:
+    """A column for each run; what only one of them has is a click away."""
+    alone = {name: values for name, values in found.items() if len(values) - values.count(_NONE) < 2}
+    parts = []
+    for some, is_folded in ((found.keys() - alone.keys(), False), (alone.keys(), True)):
+        if some:
+            rows: list[list[object]] = [[name, *values] for name, values in found.items() if name in some]
+            shown = table([what, *runs], rows, f"{several} of the runs")
+            more = el("summary", f"{len(rows)} {several} that one run alone has")
+            parts.append(el("details", more, shown) if is_folded else shown)
+    return join(*parts) if parts else None
 
 
 def _overview(runs: Named, file: Path) -> Html:

@@ -52,10 +52,25 @@ def test_settings_that_differ(two):
     assert comparison.differences(runs([two[0]])) is None
 
 
+def test_what_one_run_alone_has_is_folded_in(two, finished):
+    alone = finished("alone", rows=[{"step": 0.0, "val/own": 1.5, "val/score": 9.0}], config={"model": {"extra": 1}})
+    whole, _, folded = comparison.final_numbers(runs([*two, alone])).partition("<details>")
+    assert (
+        '<th scope="row">score</th><td class="number">3</td><td class="number">6</td><td class="number">9</td>' in whole
+    )
+    assert "own" not in whole
+    assert '<td class="number">1.5</td>' in folded
+    whole, _, folded = comparison.differences(runs([*two, alone])).partition("<details>")
+    assert "model.kl.coef" in whole
+    assert "model.kl.target" not in whole + folded, "it is empty"
+    assert "1 settings that one run alone has" in folded
+    assert "model.extra" in folded
+
+
 def test_curves_over_one_another(two):
     shown = comparison.curves_together(runs(two))
     first = shown.split("<figure")[1]
-    assert [part.partition("<")[0] for part in first.split('class="key s')[1:]] == ['1">one', '2">two']
+    assert [part.partition("<")[0] for part in first.split('class="key dotted s')[1:]] == ['1">one', '2">two']
     assert first.count('data-name="one"') == 2, "the held-out line alone"
 
 
