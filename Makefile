@@ -1,6 +1,7 @@
 # Every target works on a fresh machine with Python 3.11 or 3.12: the first one makes .venv with the tested, pinned set.
-#   make demo     train the embedded default: DPO, about three minutes on two cores, offline
-#   make test     every test but the slow ones
+#   make demo       train the embedded default: DPO, about three minutes on two cores, offline
+#   make pipeline   the whole path: SFT, reward model, DPO and PPO, and one page that compares them, in minutes
+#   make test       every test but the slow ones
 # pip's own variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) choose where packages come from.
 
 VENV ?= .venv
@@ -11,10 +12,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 WORKERS ?= 2
+PIPELINE ?= runs/pipeline
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest format lint type docs bench soak lock clean
+.PHONY: help demo pipeline test test-slow test-oldest format lint type docs bench soak lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,6 +36,10 @@ $(INSTALLED): pyproject.toml requirements/lock.txt
 
 demo: $(INSTALLED)
 	$(BIN)/python -m lit_rlhf fit --config configs/dpo.yaml
+
+# Where it stopped it goes on; PIPELINE=FOLDER is another place.
+pipeline: $(INSTALLED)
+	$(BIN)/python examples/pipeline.py --folder $(PIPELINE)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -60,9 +66,10 @@ lint: $(INSTALLED)
 type: $(INSTALLED)
 	$(BIN)/mypy
 
-# The pages under docs/ are plain Markdown: their links, commands and trees are checked, nothing is built.
+# The pages under docs/ as a site in site/, and what they promise: links, commands, settings, code, figures.
 docs: $(INSTALLED)
-	$(BIN)/python -m pytest tests/test_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m pytest -n $(WORKERS) tests/test_docs*.py tests/examples tests/test_readme.py
 
 # Beside TRL, which has an environment of its own: make bench TRL=/its/python DATA=/hh/rows.jsonl.gz
 bench: $(INSTALLED)
@@ -81,4 +88,4 @@ lock:
 	git diff --stat requirements/lock.txt
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

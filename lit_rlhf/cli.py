@@ -24,7 +24,10 @@ TRAINING = {
 BESIDE = {
     "export": "turn a finished run into an adapter folder or a merged Hugging Face model",
     "generate": "let a finished run answer prompts",
+    "chat": "talk to finished runs and their base, side by side, and keep what you think of the answers",
+    "serve": "answer other programs over HTTP, as OpenAI's API does",
     "score": "score responses with a reward model: files, one text, or as a server",
+    "report": "write the report of a run again, or compare runs on one page",
     "preview": "show what training would see of the data, before anything is trained",
 }
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)

@@ -22,6 +22,7 @@ BELOW: dict[str, set[str]] = {
     "losses": set(),
     "schedules": set(),
     "embedded": set(),
+    "reports": set(),
     "datamodules": {"types"},
     "checkpoints": {"ranks"},
     "metrics": {"types", "losses", "ranks"},

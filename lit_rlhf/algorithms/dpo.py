@@ -189,12 +189,10 @@ class DPOModule(LightningModule):
         """Policy and reference log-probabilities of one micro-batch, its losses and its metrics."""
         forest = pairs.forest
         policy = self.model.token_logprobs(forest, with_entropy=True, with_log_sum_squares=self.use_weighting)
-        reference = torch.zeros_like(policy.logprobs)
-        if self.needs_reference:
-            reference = self._open_reference().logprobs(pairs)
+        ref = self._open_reference().logprobs(pairs) if self.needs_reference else torch.zeros_like(policy.logprobs)
         read = pair_logprobs(
             policy.logprobs,
-            reference,
+            ref,
             forest.sequences,
             pairs.chosen,
             pairs.rejected,
@@ -213,7 +211,7 @@ class DPOModule(LightningModule):
             lengths = torch.bincount(forest.sequences, minlength=forest.num_sequences)
             weights = wpo_weights(policy.logprobs, policy.log_sum_squares, forest.sequences, lengths)
             losses = losses * weights[pairs.chosen] * weights[pairs.rejected]
-        logratios = policy.logprobs.detach() - reference
+        logratios = policy.logprobs.detach() - ref
         sums = pair_sums(read, logratios, policy.entropy, pairs.sources, beta=self.reward_scale)
         for name, term, column in zip(self.parts, self.losses, losses.detach(), strict=True):
             per_token = term.is_averaged_over_chosen_tokens
@@ -241,9 +239,9 @@ class DPOModule(LightningModule):
             result.append(_Coupled(pairs, terms))
         return result
 
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
-        """Losses and metrics of held-out pairs."""
-        self._evaluate(batch)
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Losses and metrics of held-out pairs; returns the implicit rewards of every row."""
+        return self._evaluate(batch)
 
     def test_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
         """Losses and metrics of test pairs."""
@@ -314,10 +312,12 @@ class DPOModule(LightningModule):
         if self._reference is not None:
             self._reference.flush()
 
-    def _evaluate(self, batch: PreferenceBatch) -> None:
+    def _evaluate(self, batch: PreferenceBatch) -> list[dict[str, Any]]:
         self.eval_means.update(data_sums(batch.notes, batch.num_pairs))
-        for pairs in in_step(self.model, batch.micro_batches, self._idle):
-            self.eval_means.update(self._score(pairs).sums)
+        seen = [(pairs, self._score(pairs)) for pairs in in_step(self.model, batch.micro_batches, self._idle)]
+        for _, scored in seen:
+            self.eval_means.update(scored.sums)
+        return [row for pairs, scored in seen for row in pair_rows(pairs, scored.pairs, beta=self.reward_scale)]
 
     def _log_training(self) -> None:
         """The means since the last time. Logged before the step ends, so that a checkpoint finds them reset."""

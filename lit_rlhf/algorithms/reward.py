@@ -195,9 +195,9 @@ class RewardModule(LightningModule):
         # Strategies average gradients over ranks, which is undone here; a loss without units adds nothing.
         return sum_over_ranks(counts).clamp(min=1.0) / num_ranks()
 
-    def validation_step(self, batch: RewardBatch, batch_idx: int) -> None:
-        """Losses and metrics of held-out examples."""
-        self._evaluate(batch)
+    def validation_step(self, batch: RewardBatch, batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Losses and metrics of held-out examples; returns the scores of every row."""
+        return self._evaluate(batch)
 
     def test_step(self, batch: RewardBatch, batch_idx: int) -> None:
         """Losses and metrics of test examples."""
@@ -264,13 +264,16 @@ class RewardModule(LightningModule):
         self.configure_model()
         refuse_foreign(checkpoint, self.model, "model.")
 
-    def _evaluate(self, batch: RewardBatch) -> None:
+    def _evaluate(self, batch: RewardBatch) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
         self.evaluation.count(batch.notes, num_examples(batch))
         passes: Iterator[RewardMicroBatch] = in_step(self.model, batch.micro_batches, self.model.objective_scores)
         for part in passes:
             scores = self._scores(part)
             _, sums = self._judge(part, scores)
             self.evaluation.add(part, self._whole(scores), sums)
+            rows += score_rows(part, self._whole(scores))
+        return rows
 
     def _log_training(self) -> None:
         """The means since the last time. Logged before the step ends, so that a checkpoint finds them reset."""

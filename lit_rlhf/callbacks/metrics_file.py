@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-FILE = "metrics.csv"
+from lit_rlhf.reports.metrics_table import FILE, read_metrics
 
 
 class MetricsFile(Logger):
@@ -80,15 +80,6 @@ class MetricsFile(Logger):
             if not append:
                 writer.writeheader()
             writer.writerows(rows)
-
-
-def read_metrics(folder: str | Path) -> list[dict[str, float]]:
-    """The rows of a folder's ``metrics.csv`` in order, empty cells left out; empty if there is no file."""
-    file = Path(folder) / FILE
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8") as lines:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(lines)]
 
 
 def _rows_before(file: Path, step: int) -> list[dict[str, Any]]:

@@ -7,35 +7,13 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlhf.callbacks.metrics_file import read_metrics
+from lit_rlhf.reports.curves import HELD_OUT, WITH_ROLLOUTS, curves, path_against_kl
+from lit_rlhf.reports.metrics_table import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
-
-_PLAIN = ("epoch", "step")
-_FIRST = (
-    *(
-        "score",
-        "score_parts",
-        "loss",
-        "rewards/accuracy",
-        "rewards/margin",
-        "sampled_score",
-        "sampled_win_rate",
-        "rewards",
-        "kl",
-    ),
-    *("scores/accuracy", "scores/margin", "scores"),
-    *("entropy", "length", "finished", "explained_variance"),
-)
-"""Panels that come before the others."""
-
-_SIDES = ("low", "high")
-"""``x_low`` and ``x_high`` are lines of the panel ``x``."""
-
-_WITH_ROLLOUTS = ("rollout", "val")
 
 _COLOURS = {
     "train": "#9db4c9",
@@ -99,28 +77,6 @@ def draw(folder: Path) -> list[Path]:
     return pictures
 
 
-def curves(rows: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Points (step, value) by panel and line: ``train/x`` and ``val/x`` share panel ``x``.
-
-    ``rewards/chosen`` and ``rewards/rejected`` share one, too, as do the buckets of ``x_by_length``, ``x_low`` and
-    ``x_high``, all of ``time/``, and the ``rewards/`` that a score is the sum of; ``x/hh``, the part of ``x`` from
-    source ``hh``, is a line in the panel of ``x``. Panels in which nothing changes are left out.
-    """
-    metrics = {metric for row in rows for metric in row} - {*_PLAIN}
-    places = {metric: _place(metric, metrics) for metric in metrics}
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for row in rows:
-        for metric in row.keys() & places:
-            panel, line = places[metric]
-            panels.setdefault(panel, {}).setdefault(line, []).append((row["step"], row[metric]))
-    names = (*(name for name in _FIRST if name in panels), *sorted(panels.keys() - {*_FIRST}))
-    return {
-        name: dict(sorted(panels[name].items()))
-        for name in names
-        if any(_moves(line) for line in panels[name].values())
-    }
-
-
 def score_against_kl(rows: list[dict[str, float]]) -> Figure | None:
     """The path of a run with rollouts: what score it has, at what distance from the reference.
 
@@ -128,7 +84,7 @@ def score_against_kl(rows: list[dict[str, float]]) -> Figure | None:
     several rewards make up the score, each has a panel of its own.
 
     Args:
-        rows: as :func:`lit_rlhf.callbacks.metrics_file.read_metrics` gives them.
+        rows: as :func:`lit_rlhf.reports.metrics_table.read_metrics` gives them.
 
     Returns:
         The picture; None where fewer than two points are known.
@@ -136,7 +92,7 @@ def score_against_kl(rows: list[dict[str, float]]) -> Figure | None:
     metrics = {metric for row in rows for metric in row}
     parts = sorted({metric.removeprefix("rollout/") for metric in metrics if metric.startswith("rollout/rewards/")})
     names = ["score", *(parts if len(parts) > 1 else [])]
-    names = [name for name in names if max(len(_path(rows, split, name)) for split in _WITH_ROLLOUTS) > 1]
+    names = [name for name in names if max(len(path_against_kl(rows, split, name)) for split in WITH_ROLLOUTS) > 1]
     if not names:
         return None
     from matplotlib.figure import Figure
@@ -150,7 +106,7 @@ def score_against_kl(rows: list[dict[str, float]]) -> Figure | None:
 
 
 def _against_kl(axis: Axes, rows: list[dict[str, float]], name: str) -> PathCollection:
-    paths = {split: path for split in _WITH_ROLLOUTS if (path := _path(rows, split, name))}
+    paths = {split: path for split in WITH_ROLLOUTS if (path := path_against_kl(rows, split, name))}
     steps = [step for path in paths.values() for step, _, _ in path]
     for split, path in paths.items():
         when, kl, values = zip(*path, strict=True)
@@ -163,39 +119,11 @@ def _against_kl(axis: Axes, rows: list[dict[str, float]], name: str) -> PathColl
     return points
 
 
-def _path(rows: list[dict[str, float]], split: str, name: str) -> list[tuple[float, float, float]]:
-    """(step, KL, value) of the rows that have them."""
-    kl, value = f"{split}/kl", f"{split}/{name}"
-    return [(row["step"], row[kl], row[value]) for row in rows if kl in row and value in row]
-
-
-def _place(metric: str, metrics: set[str]) -> tuple[str, str]:
-    """Panel and line of a metric."""
-    split, _, name = metric.partition("/")
-    if split == "time":
-        return "seconds", f"time {name}"
-    if f"rollout/{name}" in metrics and name.startswith("rewards/"):
-        return "score_parts", f"{split} {name.removeprefix('rewards/')}"
-    if whole := [known for known in metrics if metric.startswith(f"{known}/")]:
-        return whole[0].partition("/")[2], f"{split} {metric[len(whole[0]) + 1 :]}"
-    panel, _, side = name.rpartition("/")
-    if side in ("chosen", "rejected") or panel.endswith("_by_length"):
-        return panel, f"{split} {side}"
-    stem, _, side = name.rpartition("_")
-    if side in _SIDES:
-        return stem, f"{split} {side}"
-    return name or metric, split
-
-
-def _moves(line: list[tuple[float, float]]) -> bool:
-    return len({value for _, value in line}) > 1
-
-
 def _panel(axis: Axes, name: str, lines: dict[str, list[tuple[float, float]]]) -> None:
     for line, points in lines.items():
         split, _, side = line.partition(" ")
         steps, values = zip(*points, strict=True)
-        held_out = split in ("val", "test")
+        held_out = split in HELD_OUT
         axis.plot(
             steps,
             values,

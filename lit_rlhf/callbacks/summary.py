@@ -131,8 +131,9 @@ class RunSummary(Callback):
             Text.assemble(("what was trained  ", "bold"), str(folder)),
             Text.assemble(("curves            ", "bold"), str(folder / "plots" / "all.png")),
         ]
-        if (folder / "samples.jsonl").is_file():
-            parts.append(Text.assemble(("answers           ", "bold"), str(folder / "samples.jsonl")))
+        for what, name in (("answers", "samples.jsonl"), ("report", "report.html")):
+            if (folder / name).is_file():
+                parts.append(Text.assemble((f"{what:<18}", "bold"), str(folder / name)))
         if phases:
             parts.append(Text.assemble(("time              ", "bold"), _shares(phases)))
         parts += [Text.assemble(("warning           ", "bold red"), warning) for warning in warnings]

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every command on a finished run takes."""
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
+    add_loading_arguments(parser)
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add how what a run left is loaded."""
     parser.add_argument("--base", help="base model, if it is no longer where the run found it: a folder or hub name")
     parser.add_argument(
         "--dtype",

@@ -2,6 +2,7 @@
 
 A prompt that is a text becomes a user's message where the tokenizer has a chat template. In a file of prompts every
 line is a JSON object whose "prompt" is a text or a list of messages. Answers appear as soon as their batch is done.
+In a file of answers each line has prompt, response and length, in tokens; with --kl also how far the run has moved.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 from lit_rlhf.callbacks.prompts import Prompt, encode, read_prompts
 from lit_rlhf.commands import finished_run
 from lit_rlhf.commands.quiet import quieten
+from lit_rlhf.embedded import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="file of JSON lines to write, instead of showing the answers")
     parser.add_argument("--raw", action="store_true", help="take texts as they are, without the chat template")
     parser.add_argument("--reference", action="store_true", help="let the base answer, without what was learnt")
+    parser.add_argument(
+        "--kl", action="store_true", help="add log pi(answer) - log base(answer) to each line of --out, in nats"
+    )
     parser.add_argument("--max_new_tokens", type=int, default=256, help="most tokens of an answer (default 256)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default 1)")
     parser.add_argument("--top_p", type=float, default=1.0, help="probability mass to draw from (default 1)")
@@ -44,14 +49,16 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: if there are no prompts, a line of the file is wrong, the output exists, or the run does not load.
     """
-    prompts: list[Prompt] = [*args.prompt, *(read_prompts(args.prompts) if args.prompts else [])]
+    prompts: list[Prompt] = [*args.prompt, *(read_prompts(Path(resolve(str(args.prompts)))) if args.prompts else [])]
     if not prompts:
         raise ValueError("nothing to answer: give --prompt or --prompts")
+    if args.kl and args.out is None:
+        raise ValueError("--kl needs --out: it is written beside the answers")
     if args.out is not None and args.out.exists():
         raise ValueError(f"--out={args.out} exists already; choose another file or remove it")
     quieten()
     config = finished_run.backbone_config(args.run, args.base, args.dtype, args.quantization)
-    if args.reference and config.adapter is None:
+    if (args.reference or args.kl) and config.adapter is None:
         raise ValueError(
             f"{args.run} holds a whole model, so there is no reference in it: generate from its base instead"
         )
@@ -80,24 +87,56 @@ def answer(
     """Answer batch by batch, to a file of JSON lines or, where there is none, to the screen."""
     from lit_rlhf.models.tokenizers import stop_tokens
 
-    tokens = [encode(prompt, tokenizer, args.raw) for prompt in prompts]
+    encoded = [encode(prompt, tokenizer, args.raw) for prompt in prompts]
     stops = stop_tokens(tokenizer, backbone)
     for start in range(0, len(prompts), args.batch_size):
+        batch = slice(start, start + args.batch_size)
+        asked, tokens = prompts[batch], encoded[batch]
         with backbone.role("reference" if args.reference else "policy"):
             answers = backbone.generate(
-                tokens[start : start + args.batch_size],
+                tokens,
                 args.max_new_tokens,
                 stop_tokens=stops,
                 temperature=args.temperature,
                 top_p=args.top_p,
                 seed=args.seed + start,
             )
-        texts = [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in answers]
-        for prompt, text in zip(prompts[start:], texts, strict=False):
-            if out is not None:
-                out.write(json.dumps({"prompt": prompt, "response": text}, ensure_ascii=False) + "\n")
-            else:
+        moved = [{"kl": kl} for kl in divergences(backbone, tokens, answers)] if args.kl else [{}] * len(asked)
+        for prompt, ids, kl in zip(asked, answers, moved, strict=True):
+            text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            if out is None:
                 print(text if len(prompts) == 1 else f"> {_last_words(prompt)}\n{text}\n")  # noqa: T201
+            else:
+                row = {"prompt": prompt, "response": text, "length": len(ids), **kl}
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def divergences(backbone: Backbone, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
+    """How much likelier each answer is to the policy than to its base: its mean over the policy's own is their KL.
+
+    Args:
+        backbone: with an adapter.
+        prompts: token ids of each prompt.
+        answers: token ids of the answer to each.
+
+    Returns:
+        log pi(answer | prompt) - log base(answer | prompt), in nats.
+    """
+    import torch
+
+    from lit_rlhf.types import Forest, Segment
+
+    trees = [
+        [Segment(prompt, [False] * len(prompt)), Segment(answer, [True] * len(answer), 0)]
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    forest = Forest.pack(trees).to(backbone.base.device)
+    with torch.no_grad():
+        logprobs = backbone.token_logprobs(forest).logprobs.double()
+        with backbone.role("reference"):
+            logratios = logprobs - backbone.token_logprobs(forest).logprobs
+    sums = logratios.new_zeros(forest.num_sequences).index_add(0, forest.sequences, logratios)
+    return [round(moved, 5) for moved in sums.tolist()]
 
 
 def _last_words(prompt: Prompt) -> str:

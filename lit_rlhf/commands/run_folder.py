@@ -2,7 +2,7 @@
 
 ``runs/<name>/`` holds all that a run leaves: ``adapter_model.safetensors`` and ``adapter_config.json`` (a whole model
 after full fine-tuning), tokenizer and chat template, ``config.yaml``, ``metrics.csv``, ``plots/``, ``samples.jsonl``,
-``README.md`` and ``checkpoints/``.
+``report.html`` with ``run.json`` and ``heldout.jsonl``, ``README.md`` and ``checkpoints/``.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on_bad_row", default="raise", choices=("raise", "drop"), help="stop at a row that cannot be used, or go on"
     )
+    parser.add_argument("--serve", action="store_true", help="answer requests over HTTP")
     server.add_arguments(parser)
 
 
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--out and --normalise do not go with --serve: each request says what it wants")
     if args.out is not None and args.out.exists():
         raise ValueError(f"--out={args.out} exists already; choose another file or remove it")
-    settings = server.read_settings(args) if args.serve else None
+    settings = server.read_settings(args, _name_of(args.run)) if args.serve else None
     quieten()
     from lit_rlhf.commands import score_lines
 
@@ -83,7 +85,9 @@ def run(args: argparse.Namespace) -> None:
     if args.normalise:
         scorer.normalise([0.0])  # refuses before the first row
     if settings is not None:
-        server.serve(scorer, settings)
+        from lit_rlhf.commands.serving.scores.handler import serve_scores
+
+        serve_scores(scorer, settings)
     elif texts:
         print(json.dumps(score_lines.quick(scorer, *texts, normalise=args.normalise)))  # noqa: T201
     else:
@@ -110,7 +114,7 @@ def open_data(args: argparse.Namespace) -> PreferenceDataModule:
         tokenizer=tokenizer,
         chat_template=args.chat_template,
         token_budget=args.token_budget,
-        **limits(args),
+        **limits(args.run, vars(args)),
     )
 
 
@@ -131,10 +135,20 @@ def open_scorer(args: argparse.Namespace, data: PreferenceDataModule) -> Scorer:
     return Scorer(model.to(device), data.task(), data.token_budget)
 
 
-def limits(args: argparse.Namespace) -> dict[str, Any]:
-    """How long a row may be: as the command line says, else the configuration of the run, else the usual."""
-    file = args.run / CONFIG
+def _name_of(run: Path) -> str:
+    """What a model is called in answers."""
+    return run.resolve().name if run.is_dir() else str(run)
+
+
+def limits(run: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    """How long a row may be: as is said, else as the configuration of the run says, else the usual.
+
+    Args:
+        run: its folder.
+        said: ``max_length`` and ``truncation``, among other things; None or nothing = not said.
+    """
+    file = run / CONFIG
     config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     trained = ((config or {}).get("data") or {}).get("init_args") or {}
-    said = {name: value for name, value in vars(args).items() if value is not None}
+    said = {name: value for name, value in said.items() if value is not None}
     return {name: said.get(name, trained.get(name, usual)) for name, usual in _LIMITS.items()}

@@ -35,6 +35,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lit_rlhf.callbacks.checkpoints import IterationCheckpoint, StepCheckpoint
 from lit_rlhf.callbacks.export import AdapterExport
 from lit_rlhf.callbacks.health import HealthBands
+from lit_rlhf.callbacks.held_out import HeldOutRows
 from lit_rlhf.callbacks.metrics_file import MetricsFile
 from lit_rlhf.callbacks.origin import Origin
 from lit_rlhf.callbacks.plots import Plots
@@ -44,6 +45,7 @@ from lit_rlhf.callbacks.progress import Progress
 from lit_rlhf.callbacks.random_state import RandomState
 from lit_rlhf.callbacks.rank_watch import RankWatch
 from lit_rlhf.callbacks.reliability import ReliabilityPlot
+from lit_rlhf.callbacks.report import Report
 from lit_rlhf.callbacks.rollout_table import RolloutTable
 from lit_rlhf.callbacks.samples import SampleTable
 from lit_rlhf.callbacks.score_spread import ScoreSpread
@@ -220,7 +222,8 @@ class TrainingCLI(LightningCLI):
         if self.subcommand != "fit":
             return [Origin(), checkpoint, ReliabilityPlot(), SubsetTable()]
         table = RolloutTable() if learns_from_rollouts else SampleTable()
-        watching = [table, HealthBands(), ScoreSpread(), AdapterExport(), Plots(), ReliabilityPlot(), RunSummary()]
+        watching = [table, HeldOutRows(), HealthBands(), ScoreSpread(), AdapterExport(), Plots(), ReliabilityPlot()]
+        watching += [Report(), RunSummary()]  # the report lists the files of all others
         leaving = Preemption(requeue=self._begins_again)
         return [RandomState(), Origin(), RankWatch(), *watching, checkpoint, leaving]
 

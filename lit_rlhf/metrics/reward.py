@@ -125,7 +125,7 @@ def response_lengths(forest: Forest) -> Tensor:
 
 
 def score_rows(micro_batch: RewardMicroBatch, scores: Tensor) -> list[dict[str, Any]]:
-    """One dictionary per pair or response: its address, its source, and its scores.
+    """One dictionary per pair or response: its address, its source, its scores, and tokens of responses.
 
     Args:
         micro_batch: what was scored.
@@ -137,10 +137,17 @@ def score_rows(micro_batch: RewardMicroBatch, scores: Tensor) -> list[dict[str, 
         for sequence, score in zip(micro_batch.forest.sequences.tolist(), scores.tolist(), strict=True):
             steps[sequence].append(score)
         return [{**name, "step_scores": row} for name, row in zip(names, steps, strict=True)]
+    lengths = response_lengths(micro_batch.forest)
     if isinstance(micro_batch, GradedResponses):
-        return [{**name, "score": score} for name, score in zip(names, scores.tolist(), strict=True)]
-    both = zip(scores[micro_batch.chosen].tolist(), scores[micro_batch.rejected].tolist(), strict=True)
-    return [
-        {**name, "chosen_score": chosen, "rejected_score": rejected, "margin": chosen - rejected}
-        for name, (chosen, rejected) in zip(names, both, strict=True)
-    ]
+        columns = {"score": scores, "length": lengths}
+    else:
+        chosen, rejected = micro_batch.chosen, micro_batch.rejected
+        columns = {
+            "chosen_score": scores[chosen],
+            "rejected_score": scores[rejected],
+            "margin": scores[chosen] - scores[rejected],
+            "chosen_length": lengths[chosen],
+            "rejected_length": lengths[rejected],
+        }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [{**name, **dict(zip(columns, numbers, strict=True))} for name, numbers in zip(names, values, strict=True)]

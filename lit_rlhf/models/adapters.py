@@ -38,6 +38,7 @@ from transformers import PreTrainedModel
 
 from lit_rlhf.models.loading import local_or_hub
 from lit_rlhf.models.options import LoraOptions
+from lit_rlhf.models.targets import target_modules
 from lit_rlhf.models.whole import whole_state
 from lit_rlhf.ranks import is_first_rank
 
@@ -63,7 +64,7 @@ def new_adapter(model: PreTrainedModel, options: LoraOptions, name: str = POLICY
         r=options.r,
         lora_alpha=cast(int, options.alpha),
         lora_dropout=options.dropout,
-        target_modules=options.target_modules,
+        target_modules=target_modules(model, options.target_modules),
         exclude_modules=options.exclude_modules or None,
         modules_to_save=options.modules_to_save or None,
         init_lora_weights=True if options.init == "default" else options.init,

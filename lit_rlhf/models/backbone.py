@@ -9,7 +9,7 @@ Shape letters: T tokens of a forest, N scored tokens, H hidden size, V vocabular
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from lit_rlhf.models import adapters
+from lit_rlhf.models import adapters, generation
 from lit_rlhf.models.begun import BegunPrompts
 from lit_rlhf.models.layers.attention import ForestLayout, Read
 from lit_rlhf.models.layers.linear_logprobs import LogitTransform, TokenLogprobs, linear_logprobs
@@ -29,6 +29,7 @@ from lit_rlhf.models.layers.lm_head import head_parameters
 from lit_rlhf.models.layout import Layout, choose_layout
 from lit_rlhf.models.loading import evaluating
 from lit_rlhf.models.padded import unfold
+from lit_rlhf.models.vision import Vision, is_seeing
 from lit_rlhf.models.whole import whole, whole_state, whole_weights
 from lit_rlhf.ranks import is_first_rank
 from lit_rlhf.types import Forest
@@ -60,10 +61,15 @@ class Backbone(nn.Module):
         self.reference_model = reference_model
         self.attention = attention
         self.layout: Layout | None = None
+        self.picture_layout: Layout = "padded"
         self.transform: LogitTransform | None = None
         self.policy_adapter = model.active_adapter if isinstance(model, PeftModel) else None
         self._role: Role = "policy"
         self._begun: BegunPrompts | None = None
+        for one in (self.base, reference_model):
+            if one is not None and one.get_decoder() is one:  # Llama 4 names its decoder by another word than it says
+                one.base_model_prefix = "model"
+        self._visions: list[Vision] = []
         if isinstance(model, PeftModel) and self.base.is_gradient_checkpointing:
             self.base.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self._recomputing})
 
@@ -143,29 +149,16 @@ class Backbone(nn.Module):
         finally:
             self._begun = None
 
-    def _continued_states(self, begun: BegunPrompts, forest: Forest) -> Tensor:
-        """(N, H) of the predictors."""
-        continued = begun.continued(forest)
-        states = self.base.get_decoder()(
-            input_ids=forest.tokens[continued.rows][None],
-            position_ids=forest.positions[continued.rows][None],
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=forest.tokens.device),
-            use_cache=False,
-            forest_layout=continued.layout,
-        ).last_hidden_state[0]
-        return continued.read(states)
-
     def _states(self, forest: Forest, read: Read) -> Tensor:
         if self._begun is not None and (self._role, read) == ("policy", "predictors") and self._begun.covers(forest):
-            return self._continued_states(self._begun, forest)
+            return self._begun.predictors(self.base.get_decoder(), forest)
         if isinstance(self.base, FSDPModule):  # a reference model, sharded apart: whole for as long as it is played
             self.base.unshard()
-        if not forest.tokens.is_cuda and int(forest.tokens.max()) >= (rows := self.num_embeddings):
+        if not forest.tokens.is_cuda and (largest := self._largest_token(forest)) >= (rows := self.num_embeddings):
             raise ValueError(
-                f"token id {int(forest.tokens.max())} lies outside the embedding of {rows} rows: "
-                "the tokenizer does not fit the model"
+                f"token id {largest} lies outside the embedding of {rows} rows: the tokenizer does not fit the model"
             )
-        if self.layout == "padded":
+        if self.layout_of(bool(forest.pictures)) == "padded":
             states = self.padded_states(forest)
             return states if read == "all" else states.index_select(0, _read_rows(forest, read))
         # The end of a sequence whose leaf is empty lies inside another one, where no query would be left.
@@ -230,25 +223,74 @@ class Backbone(nn.Module):
     def _embedding_weight(self) -> Tensor:
         return cast(Tensor, self.base.get_input_embeddings().weight)
 
+    @property
+    def vision(self) -> Vision | None:
+        """The eyes of the current role's model; None where it reads text alone."""
+        return self.vision_of(self.base) if is_seeing(self.base.config) else None
+
+    def vision_of(self, model: PreTrainedModel) -> Vision:
+        """The eyes of one of the models of this backbone, the same at every call."""
+        if not any(known.model is model for known in self._visions):
+            self._visions.append(Vision(model))
+        return next(known for known in self._visions if known.model is model)
+
+    @property
+    def eyes(self) -> Vision:
+        """The same, where there are pictures to be seen.
+
+        Raises:
+            ValueError: if the model reads text alone.
+        """
+        if (vision := self.vision) is None:
+            raise ValueError(
+                f"the rows have pictures, and '{self.base.name_or_path}' reads text alone: take a model with a tower "
+                "for pictures, leave the pictures out, or set data.images to ignore"
+            )
+        return vision
+
+    @property
+    def undrawn_tokens(self) -> list[int]:
+        """Ids that are never drawn: an image token stands for a picture, which no response has."""
+        return [] if self.vision is None or self.vision.refusal else [self.vision.image_token]
+
+    def layout_of(self, has_pictures: bool) -> Layout | None:
+        """The layout of text with pictures, or without."""
+        return self.picture_layout if has_pictures else self.layout
+
+    def decoder_inputs(self, forest: Forest) -> dict[str, Any]:
+        """What the decoder is given for a forest, with or without pictures."""
+        if forest.pictures:
+            return self.eyes.decoder_inputs(forest)
+        return {"input_ids": forest.tokens[None], "position_ids": forest.positions[None]}
+
+    def ahead(self, forest: Forest) -> list[int]:
+        """For each segment, how much further than its depth the position of a token lies that would follow it."""
+        if not forest.pictures:
+            return [0] * len(forest.lengths)
+        return self.eyes.ahead(forest)
+
     def forest_states(self, forest: Forest, layout: ForestLayout) -> Tensor:
         """Last hidden states (Q, H) of the layout's last queries, by the attention of this package."""
         # A mask of four dimensions is passed through as it is; the layout, not the mask, says who sees whom.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=forest.tokens.device)
         return self.base.get_decoder()(
-            input_ids=forest.tokens[None],
-            position_ids=forest.positions[None],
-            attention_mask=mask,
-            use_cache=False,
-            forest_layout=layout,
+            **self.decoder_inputs(forest), attention_mask=mask, use_cache=False, forest_layout=layout
         ).last_hidden_state[0]
 
     def padded_states(self, forest: Forest) -> Tensor:
         """Last hidden states (T, H) of all tokens, computed on one padded row per sequence."""
+        if forest.pictures:
+            return self.eyes.own_states(forest)
         rows = unfold(forest)
         states = self.base.get_decoder()(
             input_ids=rows.tokens, attention_mask=rows.mask, position_ids=rows.positions, use_cache=False
         ).last_hidden_state
         return states.flatten(0, 1)[rows.cells]
+
+    def _largest_token(self, forest: Forest) -> int:
+        """The largest id that is looked up in the embedding; that of pictures may lie outside."""
+        tokens = forest.tokens
+        return int((tokens.masked_fill(tokens == self.eyes.image_token, 0) if forest.pictures else tokens).max())
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -271,65 +313,7 @@ class Backbone(nn.Module):
         """Whether the base's weights are held in 4 or 8 bits."""
         return self.base.config.to_dict().get("quantization_config") is not None
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        *,
-        stop_tokens: Sequence[int],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        cache_implementation: str | None = None,
-    ) -> list[list[int]]:
-        """Answers of the current role to tokenised prompts. The random state of training is left as it was.
-
-        Args:
-            prompts: token ids of each prompt; maybe none.
-            max_new_tokens: most tokens of an answer.
-            stop_tokens: ids that end an answer; the one that did is its last token.
-            temperature: of the samples; 0 takes the likeliest token each time.
-            top_p: smallest probability mass that tokens are drawn from, 0-1.
-            seed: of the samples; None goes on from the global random state.
-            cache_implementation: of the key-value cache, by its name in transformers; None = its default.
-
-        Returns:
-            The new token ids of each answer.
-
-        Raises:
-            ValueError: if a prompt is empty or there is no stop token.
-        """
-        if not all(len(prompt) for prompt in prompts) or not stop_tokens:
-            raise ValueError("generate needs prompts of at least one token and at least one stop token")
-        self.prepare()
-        if not prompts:
-            with self.whole_weights():  # other ranks gather theirs
-                return []
-        device = self._embedding_weight.device
-        width = max(len(prompt) for prompt in prompts)
-        pad = stop_tokens[0]
-        tokens = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if temperature:
-            sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        with evaluating(self), self.whole_weights(), torch.random.fork_rng(enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            output = cast(Any, self.base).generate(
-                input_ids=tokens,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=pad,
-                eos_token_id=list(stop_tokens),
-                use_cache=True,
-                cache_implementation=cache_implementation,
-                synced_gpus=False,  # the weights are whole: ranks need not wait for each other's longest answer
-                **sampling,
-            )
-        stops = set(stop_tokens)
-        return [_until_stop(row, stops) for row in output[:, width:].tolist()]
+    generate = generation.generate
 
     def whole_weights(self) -> AbstractContextManager[None]:
         """Gather the weights of the current role inside the context, where they are sharded; on all ranks together."""
@@ -407,10 +391,3 @@ class _RoleAgain(AbstractContextManager[None]):
 def _read_rows(forest: Forest, read: Read) -> Tensor:
     """Row indices of the tokens whose hidden states are read."""
     return forest.predictors if read == "predictors" else torch.tensor(forest.ends, device=forest.tokens.device)
-
-
-def _until_stop(tokens: list[int], stops: set[int]) -> list[int]:
-    for number, token in enumerate(tokens):
-        if token in stops:
-            return tokens[: number + 1]
-    return tokens

@@ -11,10 +11,11 @@ J key-value heads, D head dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_rlhf.models.layers.attention import ForestLayout, Run
 from lit_rlhf.models.layers.cached_attention import KeyValue
@@ -44,7 +45,7 @@ class BegunPrompts:
         """
         begin = self._spans[-1][1] if self._spans else 0
         stops = list(accumulate(map(len, prompts), initial=begin))
-        self._spans += zip(stops, stops[1:], strict=False)
+        self._spans += pairwise(stops)
         for prompt in prompts:
             self._number_of[tuple(prompt)] = len(self._number_of)
         self._ends = ends if self._ends is None else torch.cat([self._ends, ends])
@@ -62,50 +63,50 @@ class BegunPrompts:
             return False
         return all(tokens in self._number_of for tokens in _texts(forest, sorted(roots)))
 
-    def continued(self, forest: Forest) -> Continued:
-        """How a forest that is covered is computed from here on."""
-        starts, roots = forest.starts, [number for number, parent in enumerate(forest.parents) if parent < 0]
-        number_of = {
-            root: self._number_of[text] for root, text in zip(roots, _texts(forest, roots), strict=True)
-        }
-        num_known, num_prompts = self._spans[-1][1], len(self._spans)
-        places = torch.empty(forest.num_tokens, dtype=torch.int64)
+    def predictors(self, decoder: nn.Module, forest: Forest) -> Tensor:
+        """Last hidden states (N, H) of the predictors of a forest that is covered.
+
+        Args:
+            decoder: of the role that computed the prompts, with the weights that it had then.
+            forest: of which the tokens of responses alone are computed.
+        """
+        assert self._ends is not None
+        runs, rows, places = self._place(forest)
+        device = forest.tokens.device
+        rows = rows.to(device)
+        states = decoder(
+            input_ids=forest.tokens[rows][None],
+            position_ids=forest.positions[rows][None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+            use_cache=False,
+            forest_layout=ContinuedLayout(self.layers, runs, device),
+        ).last_hidden_state[0]
+        both = torch.cat([self._ends.to(states.dtype), states])
+        return both.index_select(0, places.to(device)[forest.predictors])
+
+    def _place(self, forest: Forest) -> tuple[list[Run], Tensor, Tensor]:
+        """Where the tokens of responses stand.
+
+        Returns:
+            What each response attends to; (R,) row indices of the tokens of responses; (T,) the place of the state of
+            each token behind those of the prompts' ends, where it predicts one.
+        """
+        roots = [number for number, parent in enumerate(forest.parents) if parent < 0]
+        number_of = {root: self._number_of[text] for root, text in zip(roots, _texts(forest, roots), strict=True)}
+        num_known, num_prompts, at = self._spans[-1][1], len(self._spans), 0
+        places = torch.zeros(forest.num_tokens, dtype=torch.int64)
         runs: list[Run] = []
         rows: list[Tensor] = []
-        at = 0
-        for segment, (start, length, parent) in enumerate(zip(starts, forest.lengths, forest.parents, strict=True)):
-            if parent < 0:
+        for segment, (start, length) in enumerate(zip(forest.starts, forest.lengths, strict=True)):
+            if (parent := forest.parents[segment]) < 0:
                 places[start + length - 1] = number_of[segment]  # no other token of a prompt predicts a response
                 continue
-            known, new = self._spans[number_of[parent]], (num_known + at, num_known + at + length)
             places[start : start + length] = torch.arange(num_prompts + at, num_prompts + at + length)
             rows.append(torch.arange(start, start + length))
-            runs.append(Run(at, at + length, (known, new)))
+            known, own = self._spans[number_of[parent]], (num_known + at, num_known + at + length)
+            runs.append(Run(at, at + length, (known, own)))
             at += length
-        device = forest.tokens.device
-        layout = ContinuedLayout(self.layers, runs, device)
-        assert self._ends is not None
-        return Continued(self._ends, torch.cat(rows).to(device), places.to(device)[forest.predictors], layout)
-
-
-class Continued:
-    """The responses of a forest, behind prompts that are known.
-
-    Args:
-        ends: (P, H) last hidden states of the last tokens of the known prompts.
-        rows: (R,) row indices of the tokens of responses.
-        predictors: (N,) of each scored token, the place of the token before it among ``ends`` and then ``rows``.
-        layout: of the tokens of responses.
-    """
-
-    def __init__(self, ends: Tensor, rows: Tensor, predictors: Tensor, layout: ContinuedLayout) -> None:
-        self.rows = rows
-        self.layout = layout
-        self._ends, self._predictors = ends, predictors
-
-    def read(self, states: Tensor) -> Tensor:
-        """(N, H) last hidden states of the predictors, from those (R, H) of the tokens of responses."""
-        return torch.cat([self._ends.to(states.dtype), states]).index_select(0, self._predictors)
+        return runs, torch.cat(rows), places
 
 
 class ContinuedLayout(ForestLayout):
@@ -121,9 +122,9 @@ class ContinuedLayout(ForestLayout):
         self._begin(tuple(runs), device)
         self._known = known
 
-    def passing(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def passing(self, attention: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (1, J, K + R, D) that queries of a layer attend to."""
-        known_key, known_value = self._known[layer]
+        known_key, known_value = self._known[cast(int, attention.layer_idx)]
         return torch.cat([known_key[None], key], dim=2), torch.cat([known_value[None], value], dim=2)
 
 

@@ -16,7 +16,8 @@ from lit_rlhf.models.layers.linear_logprobs import LogitTransform
 from lit_rlhf.models.layers.lm_head import head_parameters, logit_transform
 from lit_rlhf.models.loading import OWN_ATTENTION
 from lit_rlhf.models.padded import unfold
-from lit_rlhf.types import Forest, Segment
+from lit_rlhf.models.vision import is_seeing
+from lit_rlhf.types import Forest, Picture, Segment
 
 if TYPE_CHECKING:
     from lit_rlhf.models.backbone import Backbone
@@ -26,6 +27,8 @@ Layout = Literal["forest", "padded"]
 
 def choose_layout(backbone: Backbone) -> tuple[Layout, LogitTransform | None]:
     """Find out by a probe how a model is computed, and what it does to its logits (None where it has no head).
+
+    Text with pictures is probed apart, as a model may take it in another layout than text alone.
 
     Args:
         backbone: in evaluation mode; its attention is set to what is chosen.
@@ -38,16 +41,41 @@ def choose_layout(backbone: Backbone) -> tuple[Layout, LogitTransform | None]:
     transform = _find_transform(backbone, probe, expected) if backbone.has_lm_head else None
     if backbone.attention not in OWN_ATTENTION:
         return "padded", transform
-    models, before = _models(backbone), backbone.base.config._attn_implementation
+    models, before = _models(backbone), attention_of(backbone.base)
     set_attention(models, FOREST_ATTENTION)
     reason = _refusal(backbone, probe, expected)
     if reason is None:
+        _try_pictures(backbone)
         return "forest", transform
     set_attention(models, before)
     if backbone.attention == "forest":
         raise ValueError(f"backbone.attention is 'forest', but {reason}")
     rank_zero_info(f"backbone: computing on padded rows, because {reason}")
     return "padded", transform
+
+
+def _try_pictures(backbone: Backbone) -> None:
+    """Find out whether a forest with pictures is exact for the models of a backbone."""
+    if backbone.vision is None or backbone.vision.refusal:
+        return
+    reason = _picture_refusal(backbone)
+    if reason is not None and backbone.attention == "forest":
+        raise ValueError(f"backbone.attention is 'forest', but with pictures {reason}")
+    if reason is not None:
+        rank_zero_info(f"backbone: computing text with pictures on padded rows, because {reason}")
+    backbone.eyes.forget()
+    backbone.picture_layout = "forest" if reason is None else "padded"
+
+
+def _picture_refusal(backbone: Backbone) -> str | None:
+    """Why a model cannot take a forest with pictures; None if it can."""
+    try:
+        picture = backbone.eyes.sample_picture()
+        probe = probe_forest(backbone.num_embeddings, picture, backbone.undrawn_tokens[0]).to(backbone.base.device)
+        expected = backbone.padded_states(probe)
+    except (KeyError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        return f"no picture could be made to try a {backbone.base.config.model_type} model with: {error}"
+    return _refusal(backbone, probe, expected)
 
 
 def _find_transform(backbone: Backbone, probe: Forest, states: Tensor) -> LogitTransform:
@@ -66,7 +94,7 @@ def _models(backbone: Backbone) -> list[PreTrainedModel]:
 def _refusal(backbone: Backbone, probe: Forest, expected: Tensor) -> str | None:
     """Why a model cannot take a forest; None if it can."""
     kind = backbone.base.config.model_type
-    if backbone.base.config._attn_implementation != FOREST_ATTENTION:
+    if attention_of(backbone.base) != FOREST_ATTENTION:
         return f"a {kind} model does not take its attention from the registry of transformers"
     layout = ForestLayout(probe)
     try:
@@ -82,27 +110,38 @@ def _refusal(backbone: Backbone, probe: Forest, expected: Tensor) -> str | None:
     return None
 
 
-def probe_forest(num_embeddings: int) -> Forest:
-    """A pair and a plain sequence, 24 tokens in all.
+def probe_forest(num_embeddings: int, picture: Picture | None = None, image_token: int = -1) -> Forest:
+    """A pair and a plain sequence, 24 tokens in all, and those of a picture in the prompt of the pair.
 
     Args:
         num_embeddings: token ids lie below it.
+        picture: None = none.
+        image_token: what the picture takes the place of; no other token is one.
     """
     ids = [3 + (7 * number) % max(1, num_embeddings - 4) for number in range(24)]
+    ids = [token - 1 if token == image_token else token for token in ids]
     prompt, first, second, other = ids[:5], ids[5:11], ids[11:18], ids[18:]
+    if picture is not None:
+        prompt = [*prompt[:2], *[image_token] * picture.num_tokens, *prompt[2:]]
     pair = [
-        Segment(prompt, [False] * len(prompt)),
+        Segment(prompt, [False] * len(prompt), pictures=(picture,) if picture is not None else ()),
         Segment(first, [True] * len(first), 0),
         Segment(second, [True] * len(second), 0),
     ]
     return Forest.pack([pair, [Segment(other, [False] + [True] * (len(other) - 1))]])
 
 
+def attention_of(model: PreTrainedModel) -> str:
+    """Name of the attention that a model's decoder computes with."""
+    return str(model.config.get_text_config()._attn_implementation)
+
+
 def set_attention(models: Iterable[PreTrainedModel], name: str) -> None:
-    """Change the attention of those models that take it from the registry of transformers."""
+    """Change the attention of the decoders of those models that take it from the registry of transformers."""
     for model in models:
         if model._can_set_attn_implementation():
-            model.set_attn_implementation(name)
+            # The tower of a model that reads pictures keeps its own.
+            model.set_attn_implementation({"text_config": name} if is_seeing(model.config) else name)
 
 
 def unseen_limit(config: PretrainedConfig, windows: set[int | None]) -> int | None:

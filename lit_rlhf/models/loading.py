@@ -6,17 +6,25 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import bitsandbytes
 import torch
 from lightning.pytorch import LightningModule
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from lit_rlhf.models.layers.fused import fuse
 from lit_rlhf.models.options import BackboneConfig
+from lit_rlhf.models.vision import is_seeing, parts_beside_decoder
 
 OWN_ATTENTION = ("auto", "forest")
 """Values of ``attention`` that mean this package's attention; others are names that transformers knows."""
@@ -145,16 +153,25 @@ def local_or_hub(name: str) -> str:
     return name
 
 
-def quantization_config(kind: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """Settings of bitsandbytes for "nf4" or "int8"; None for "none"."""
+def quantization_config(
+    kind: str, compute_dtype: torch.dtype, skipped: list[str] | None = None
+) -> BitsAndBytesConfig | None:
+    """Settings of bitsandbytes for "nf4" or "int8"; None for "none".
+
+    Args:
+        kind: one of these.
+        compute_dtype: of the computation in 4 bits.
+        skipped: names of parts that stay as they are; None = the head alone.
+    """
     if kind == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute_dtype,
+            llm_int8_skip_modules=skipped,
         )
-    return BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else None
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped) if kind == "int8" else None
 
 
 def _from_pretrained(
@@ -162,20 +179,23 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the weights that its checkpoint lacks."""
     dtype: torch.dtype = getattr(torch, config.dtype if config.dtype != "auto" else _saved_dtype(model_config))
-    quantization = quantization_config(config.quantization, dtype)
+    kind: Any = AutoModelForImageTextToText if is_seeing(model_config) else AutoModelForCausalLM
+    is_quantized = config.quantization != "none"
+    skipped = _unquantized(kind, model_config) if is_quantized and is_seeing(model_config) else None
+    quantization = quantization_config(config.quantization, dtype, skipped)
     placement = {"": device or torch.device("cpu")} if quantization is not None else None
     attention = None if config.attention in OWN_ATTENTION else config.attention
     if attention is None and model_config.get_text_config().to_dict().get("attn_logit_softcapping"):
         attention = "eager"  # older transformers choose sdpa here, which leaves the soft cap out
     try:
-        model, loading = cast(Any, AutoModelForCausalLM).from_pretrained(
+        model, loading = kind.from_pretrained(
             name,
             config=model_config,
             revision=config.revision,
             dtype=dtype,
             quantization_config=quantization,
             device_map=placement,
-            attn_implementation=attention,
+            attn_implementation={"text_config": attention} if attention and is_seeing(model_config) else attention,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -183,6 +203,14 @@ def _from_pretrained(
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ValueError(f"backbone '{config.name_or_path}' cannot be loaded: {_first(error)}") from error
     return model, list(loading["missing_keys"])
+
+
+def _unquantized(kind: Any, config: PretrainedConfig) -> list[str]:
+    """Names of what stays unquantised of a model that reads pictures: tower, projector and head."""
+    with torch.device("meta"):
+        empty = kind.from_config(config, trust_remote_code=False)
+    head = empty.get_output_embeddings()
+    return [*parts_beside_decoder(empty), *(name for name, part in empty.named_modules() if part is head)]
 
 
 def drop_lm_head(model: PreTrainedModel) -> str:

@@ -17,7 +17,8 @@ class LoraOptions:
         dropout: probability of dropping an input of the adapter while training, 0-0.1 usual. The backbone's own
             dropout is always off.
         target_modules: "all-linear" (every linear layer but the head), a regular expression, or a list of name endings
-            such as ``[q_proj, v_proj]``.
+            such as ``[q_proj, v_proj]``. Of a model that reads pictures, "all-linear" is its language model, where name
+            endings are looked for first; ``multi_modal_projector.linear_1`` adds a layer beside it.
         exclude_modules: name endings that get no adapter although they match.
         modules_to_save: name endings of layers that are trained whole beside the adapter, such as ``[lm_head]``.
         init: how the adapter starts. "default" and "gaussian" start as no change; "orthogonal" too; "pissa" (arXiv
@@ -51,7 +52,8 @@ class BackboneConfig:
     """The base model that carries every role, and how it is held and trained.
 
     Args:
-        name_or_path: a Hugging Face folder or hub name of a causal language model, weights in safetensors.
+        name_or_path: a Hugging Face folder or hub name of a causal language model, weights in safetensors; one that
+            reads pictures among text, such as LLaVA or Qwen2-VL, too.
         adapter: folder or hub name of a PEFT LoRA adapter to go on from. Its rank and targets apply instead of
             ``lora``'s; ``lora.dropout`` still counts. The reference policy is then a frozen copy of it.
         revision: branch, tag or commit of a hub name.

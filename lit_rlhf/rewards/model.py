@@ -22,7 +22,7 @@ from lit_rlhf.models.heads.reward_files import local_folder, read_reward_file
 from lit_rlhf.models.heads.reward_model import RewardModel, add_reward_model, load_reward_model
 from lit_rlhf.models.loading import evaluating, local_or_hub
 from lit_rlhf.rewards.classifier import Classifier
-from lit_rlhf.rewards.forest_scorer import ForestScorer
+from lit_rlhf.rewards.forest_scorer import ForestScorer, ScoredText
 from lit_rlhf.rewards.reward import AttachedReward, Sample, checked_scores
 from lit_rlhf.rewards.texts import SampleReader, with_template
 
@@ -129,14 +129,33 @@ class ModelReward(AttachedReward):
             ValueError: if a sample cannot be read, or its score is not finite; with its row.
         """
         rows = [self.reader(sample) for sample in samples]
+        self._refuse_pictures(samples)
         self._follow()
         with evaluating(self.scorer.module):
             if isinstance(self.scorer, Classifier):
                 scores = self.scorer(rows, self.reader.tokenizer.pad_token_id, self.token_budget)
             else:
-                texts = [(sample.prompt, row["input_ids"]) for sample, row in zip(samples, rows, strict=True)]
+                texts = [
+                    ScoredText(_group(sample), row["input_ids"], sample.pictures)
+                    for sample, row in zip(samples, rows, strict=True)
+                ]
                 scores = self.scorer(texts, self.token_budget)
         return checked_scores(scores, samples, self._title)
+
+    def _refuse_pictures(self, samples: Sequence[Sample]) -> None:
+        """Pictures lie among the policy's tokens: what reads other tokens, or text alone, is never shown them."""
+        seen = next((sample for sample in samples if sample.pictures), None)
+        if seen is None:
+            return
+        if isinstance(self.scorer, Classifier) or self.scorer.model.backbone.vision is None:
+            raise ValueError(
+                f"{seen.address}: the row has pictures, and the reward model '{self._title}' reads text alone"
+            )
+        if self.reader.has_own_vocabulary or (self.reader.has_own_template and seen.messages):
+            raise ValueError(
+                f"{seen.address}: the row has pictures, which lie among the policy's tokens, and the reward model "
+                f"'{self._title}' has other tokens or another chat template: take one of the policy's kind"
+            )
 
     def _follow(self) -> None:
         """Be where the policy is: it may have moved since this was attached."""
@@ -214,6 +233,11 @@ class ModelReward(AttachedReward):
             return []
         base = self.base or adapters.base_of(folder)
         return [] if Path(base).name == Path(str(self.backbone.base.name_or_path)).name else [base]
+
+
+def _group(sample: Sample) -> str:
+    """Samples of one name begin alike: they have the same prompt with the same pictures."""
+    return "\n".join([sample.prompt, *(picture.digest for picture in sample.pictures)])
 
 
 def _is_ours(name: str, label: str | int | None) -> bool:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from lit_rlhf.types import Picture
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +31,7 @@ class Sample(NamedTuple):
         columns: all other columns of the row that the prompt came from, such as a reference answer.
         row: address of that row, such as ``train.jsonl:17``.
         finished: whether the response ended by itself; False = it was cut at the length limit.
+        pictures: of the prompt, as the policy was given them; as the row names them they are in ``columns``.
     """
 
     prompt: str
@@ -39,6 +42,7 @@ class Sample(NamedTuple):
     columns: Mapping[str, Any] = {}
     row: str = ""
     finished: bool = True
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def address(self) -> str:

@@ -36,6 +36,7 @@ def samples_of(rollouts: Rollouts, tokenizer: PreTrainedTokenizerBase) -> list[S
             columns=prompt.columns,
             row=prompt.row,
             finished=ended,
+            pictures=prompt.pictures,
         )
         for prompt, tokens, ended in zip(rollouts.prompts, rows, finished, strict=True)
     ]

@@ -52,8 +52,8 @@ def pack(rollouts: Rollouts, members: Sequence[int], token_budget: int, together
         trees = []
         for _, tree in groupby(bin_, key=groups.__getitem__):
             responses = list(tree)
-            prompt = rollouts.prompts[responses[0]].tokens
-            trees.append([Segment(prompt, [False] * len(prompt))])
+            prompt = rollouts.prompts[responses[0]]
+            trees.append([Segment(prompt.tokens, [False] * len(prompt.tokens), pictures=prompt.pictures)])
             for member in responses:
                 length = lengths[member]
                 trees[-1].append(Segment(tokens[member][:length], [True] * length, parent=0))

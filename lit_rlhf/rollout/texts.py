@@ -69,6 +69,8 @@ def _pick(texts: Instructions, members: Sequence[int]) -> Instructions:
     scored[texts.forest.targets.cpu()] = True
     flags, starts, lengths = scored.tolist(), texts.forest.starts, texts.forest.lengths
     spans = [slice(starts[member], starts[member] + lengths[member]) for member in members]
-    forest = Forest.pack([Segment(tokens[span], flags[span])] for span in spans)
+    pictures = [texts.forest.seen_in(member) for member in members]
+    roots = zip(spans, pictures, strict=True)
+    forest = Forest.pack([Segment(tokens[span], flags[span], pictures=seen)] for span, seen in roots)
     rows, sources = (tuple(column[member] for member in members) for column in (texts.rows, texts.sources))
     return Instructions(forest.to(texts.forest.tokens.device), rows, sources)

@@ -5,20 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lit_rlhf.callbacks.metrics_file import MetricsFile
-from lit_rlhf.callbacks.plots import Plots, curves, draw, score_against_kl
+from lit_rlhf.callbacks.plots import Plots, draw, score_against_kl
 
 PNG = b"\x89PNG"
-
-
-def test_panels_put_together_what_belongs_together():
-    rows = [
-        {"step": step, "epoch": 0, "train/loss": step, "val/loss": 2, "train/rewards/chosen": step} for step in (1, 2)
-    ]
-    rows[0]["train/rewards/rejected"] = 4
-    assert curves(rows) == {
-        "loss": {"train": [(1, 1), (2, 2)], "val": [(1, 2), (2, 2)]},
-        "rewards": {"train chosen": [(1, 1), (2, 2)], "train rejected": [(1, 4)]},
-    }
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
@@ -48,33 +37,6 @@ def test_drawn_at_the_end_also_of_an_interrupted_run(fails_at, train, policy, tm
         with pytest.raises(KeyError):
             train(ours, Plots(), logger=MetricsFile(tmp_path))
     assert (tmp_path / "plots" / "loss.png").is_file()
-
-
-def test_sources_are_lines_of_one_panel():
-    rows = [
-        {"step": at, "val/accuracy": 0.1 * at, "val/accuracy/data/hh.jsonl": 0.2 * at, "val/accuracy/own": 0.3 * at}
-        for at in range(2)
-    ]
-    assert set(curves(rows)) == {"accuracy"}
-    assert set(curves(rows)["accuracy"]) == {"val", "val data/hh.jsonl", "val own"}
-
-
-def test_buckets_of_length_are_lines_of_one_panel():
-    rows = [{"step": step, "val/a_by_length/short": step, "val/a_by_length/long": -step} for step in (1.0, 2.0)]
-    assert set(curves(rows)["a_by_length"]) == {"val short", "val long"}
-
-
-def test_what_belongs_together_in_a_run_with_rollouts():
-    names = ["rollout/rewards/kind", "val/rewards/kind", "rollout/rewards/short", "time/rollout", "time/update"]
-    names += ["train/clip_fraction_low", "train/clip_fraction_high", "train/rewards/chosen", "train/rewards/accuracy"]
-    panels = curves([{"step": step, **dict.fromkeys(names, step)} for step in (1.0, 2.0)])
-    assert {panel: list(lines) for panel, lines in panels.items()} == {
-        "score_parts": ["rollout kind", "rollout short", "val kind"],
-        "rewards/accuracy": ["train"],
-        "rewards": ["train chosen"],
-        "clip_fraction": ["train high", "train low"],
-        "seconds": ["time rollout", "time update"],
-    }
 
 
 def path(parts=(), num=3):

@@ -20,7 +20,8 @@ from datamodules.sources import Row
 from lit_rlhf.cli import main
 from lit_rlhf.commands import score
 from lit_rlhf.commands.scoring import NotFiniteError, Scored, Scorer
-from lit_rlhf.commands.serving.server import ScoreServer, Settings
+from lit_rlhf.commands.serving.scores.handler import ScoreServer
+from lit_rlhf.commands.serving.server import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -143,6 +144,51 @@ def scorer_of() -> Callable[..., Scorer]:
         score.add_arguments(parser)
         args = parser.parse_args([str(folder), *words])
         return score.open_scorer(args, score.open_data(args))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def policy_folders(
+    tmp_path_factory: pytest.TempPathFactory, tiny_llama: Callable[..., Path], tiny_tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., Path]:
+    """Factory of folders with a policy whose adapter does something. Do not write into them.
+
+    ``policy_folders("sft")`` gives the same folder every time; ``policy_folders("dpo", base=...)`` one on another base.
+    """
+    from lit_rlhf.models.building import build_backbone
+    from lit_rlhf.models.options import BackboneConfig, LoraOptions
+
+    folders: dict[tuple[str, Path], Path] = {}
+
+    def make(name: str, base: Path | None = None) -> Path:
+        key = name, base or tiny_llama()
+        if key not in folders:
+            with torch.random.fork_rng():
+                torch.manual_seed(sum(name.encode()))
+                backbone = build_backbone(BackboneConfig(str(key[1]), lora=LoraOptions(r=4)), reference="none")
+                for path, parameter in backbone.named_parameters():
+                    if "lora_B" in path:
+                        torch.nn.init.normal_(parameter, std=0.3)
+            folders[key] = tmp_path_factory.mktemp("policies") / name
+            backbone.save(folders[key])
+            tiny_tokenizer.save_pretrained(folders[key])
+        return folders[key]
+
+    return make
+
+
+@pytest.fixture
+def voices_of(policy_folders: Callable[..., Path]) -> Callable[..., Any]:
+    """``voices_of("sft", "dpo")``: the voices of these policies; words that begin with a dash are passed on."""
+    from lit_rlhf.commands.speaking import arguments
+    from lit_rlhf.commands.speaking.voices import open_voices
+
+    def make(*names: Any) -> Any:
+        parser = argparse.ArgumentParser()
+        arguments.add_voices(parser)
+        words = [str(policy_folders(name)) if name in ("sft", "dpo", "ppo") else str(name) for name in names]
+        return open_voices(parser.parse_args(words))
 
     return make
 

@@ -56,6 +56,7 @@ def test_a_file_of_prompts(finished_run, tmp_path, capsys):
     [
         ([], "nothing to answer: give --prompt or --prompts"),
         (["--prompt", "a", "--out", "{file}"], "exists already"),
+        (["--prompt", "a", "--kl"], "--kl needs --out"),
         (["--prompts", "{folder}/nope.jsonl"], "nope.jsonl"),
         (["--prompt", "a", "--base", "{folder}/nope"], "is not there; say where it is with --base"),
     ],
@@ -74,3 +75,37 @@ def test_a_whole_model_has_no_reference(tiny_llama, capsys):
     with pytest.raises(SystemExit):
         generate(tiny_llama(), "--prompt", "a", "--reference")
     assert "holds a whole model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        generate(tiny_llama(), "--prompt", "a", "--kl", "--out", "nowhere.jsonl")
+    assert "holds a whole model" in capsys.readouterr().err
+
+
+def test_how_far_an_answer_lies_from_the_base(finished_run, tiny_llama, tiny_tokenizer, tmp_path):
+    """As plain Hugging Face computes it, prompt by prompt."""
+    words = [word for prompt in (PROMPT, "Hi") for word in ("--prompt", prompt)]
+    out = tmp_path / "out.jsonl"
+    generate(finished_run, *words, "--max_new_tokens", "8", "--kl", "--temperature", "0", "--out", str(out))
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama()), finished_run).eval()
+    for row in rows:
+        prompt = torch.tensor([encode(row["prompt"], tiny_tokenizer)])
+        answer = policy.generate(input_ids=prompt, max_new_tokens=8, do_sample=False)[0, prompt.shape[1] :]
+        text = torch.cat([prompt, answer[None]], 1)
+
+        def logprob(text=text, answer=answer):
+            logits = policy(text).logits[0, -len(answer) - 1 : -1]
+            return float(logits.log_softmax(-1).gather(1, answer[:, None]).sum())
+
+        with torch.no_grad():
+            moved = logprob()
+            with policy.disable_adapter():
+                moved -= logprob()
+        assert row["length"] == len(answer)
+        assert row["kl"] == pytest.approx(moved, abs=2e-4)
+        assert abs(moved) > 0.01
+
+
+def test_prompts_of_the_embedded_world(finished_run, tmp_path):
+    words = ["--prompts", "embedded:prompts_test.jsonl", "--max_new_tokens", "1", "--batch_size", "143"]
+    generate(finished_run, *words, "--out", str(tmp_path / "out.jsonl"))
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 143

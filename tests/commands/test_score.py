@@ -207,4 +207,5 @@ def test_rows_are_as_long_as_in_training_unless_said_otherwise(tmp_path, config,
         (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
     parser = ArgumentParser()
     command.add_arguments(parser)
-    assert command.limits(parser.parse_args([str(tmp_path), *words])) == limits
+    args = parser.parse_args([str(tmp_path), *words])
+    assert command.limits(args.run, vars(args)) == limits

@@ -22,7 +22,8 @@ from lit_rlhf.commands import training
 
 FILES = {
     "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "config.yaml",
-    "metrics.csv", "samples.jsonl", "tokenizer.json", "tokenizer_config.json", "checkpoints", "plots",
+    "metrics.csv", "samples.jsonl", "tokenizer.json", "tokenizer_config.json", "checkpoints", "plots", "heldout.jsonl",
+    "run.json", "report.html",
 }  # fmt: skip
 
 

@@ -124,8 +124,10 @@ def test_rows_for_a_file():
         "chosen_score": -2.0,
         "rejected_score": 2.0,
         "margin": -4.0,
+        "chosen_length": 3,
+        "rejected_length": 1,
     }
-    assert score_rows(GRADED, SCORES)[3] == {"row": "y:1", "source": "y", "score": 2.0}
+    assert score_rows(GRADED, SCORES)[3] == {"row": "y:1", "source": "y", "score": 2.0, "length": 1}
     assert score_rows(STEPS, torch.tensor([1.0, 2.0, 3.0])) == [
         {"row": "x:1", "source": "x", "step_scores": [1.0, 2.0]},
         {"row": "y:1", "source": "y", "step_scores": [3.0]},

@@ -9,19 +9,19 @@ from torch import multiprocessing
 
 from lit_rlhf.models.heads.reward_model import build_reward_model
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
-from lit_rlhf.rewards.forest_scorer import ForestScorer, _batches, _trees, common_prefix
+from lit_rlhf.rewards.forest_scorer import ForestScorer, ScoredText, _batches, _trees, common_prefix
 from lit_rlhf.types import Forest, Segment
 
 ROWS = [
-    ("a", [5, 6, 7, 8]),
-    ("a", [5, 6, 9]),
-    ("a", [5, 6]),
-    ("a", [5, 6]),
-    ("b", [5]),
-    ("b", [5]),
-    ("c", [9, 8, 7]),
-    ("c", [8, 8, 7]),
-    ("a", [5, 6, 7, 8]),
+    ScoredText("a", [5, 6, 7, 8]),
+    ScoredText("a", [5, 6, 9]),
+    ScoredText("a", [5, 6]),
+    ScoredText("a", [5, 6]),
+    ScoredText("b", [5]),
+    ScoredText("b", [5]),
+    ScoredText("c", [9, 8, 7]),
+    ScoredText("c", [8, 8, 7]),
+    ScoredText("a", [5, 6, 7, 8]),
 ]
 
 
@@ -36,7 +36,7 @@ def model(tiny_llama):
 @torch.no_grad()
 @pytest.mark.parametrize("token_budget", [1, 4, 6, 8192])
 def test_every_text_has_the_score_that_it_has_alone(model, token_budget):
-    alone = [model.scores(Forest.pack([[Segment(ids, [False] * len(ids))]])).item() for _, ids in ROWS]
+    alone = [model.scores(Forest.pack([[Segment(ids, [False] * len(ids))]])).item() for _, ids, _ in ROWS]
     assert ForestScorer(model, False)(ROWS, token_budget) == pytest.approx(alone, abs=1e-6)
     normal = [(score - 0.5) / 2 for score in alone]
     assert ForestScorer(model, True)(ROWS, token_budget) == pytest.approx(normal, abs=1e-6)

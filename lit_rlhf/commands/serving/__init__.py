@@ -1,1 +1,1 @@
-"""A reward over HTTP: what it takes and gives, one request, the thread that scores, and the server around them."""
+"""Models over HTTP: the server and one request, whatever is asked; scores and answers are folders of their own."""

@@ -1,4 +1,4 @@
-"""One HTTP request to the reward server: what is read, what is refused, what is said."""
+"""One HTTP request in JSON, whatever is asked: what is read, what is refused, what is said."""
 
 from __future__ import annotations
 
@@ -8,32 +8,56 @@ import json
 import socket
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lit_rlhf.commands.scoring import NotFiniteError, Scored
-from lit_rlhf.commands.serving.schema import SCHEMA, Request, RequestError, read_request
-from lit_rlhf.commands.serving.worker import BusyError
+from lit_rlhf.commands.serving.requests import RequestError
 
 if TYPE_CHECKING:
-    from lit_rlhf.commands.serving.server import ScoreServer
+    from lit_rlhf.commands.serving.server import Server
 
-_ROUTES = {"/score": "POST", "/health": "GET", "/schema": "GET"}
 _LINGER = 2.0
 """Seconds for which the rest of a refused request is read, so that the client gets to read why."""
 
 
-class ScoreHandler(BaseHTTPRequestHandler):
-    """Reads one request of a connection, answers it in JSON, and closes the connection."""
+class Route(NamedTuple):
+    """An address that is answered.
+
+    Args:
+        method: that asks it.
+        answer: what is sent; None where the handler has sent it already.
+        is_open: whether it is answered without the token.
+    """
+
+    method: str
+    answer: Callable[[], dict[str, Any] | None]
+    is_open: bool = False
+
+
+class JsonHandler(BaseHTTPRequestHandler):
+    """Reads one request of a connection, answers it in JSON, and closes the connection.
+
+    A kind of server says which addresses it has.
+    """
 
     protocol_version = "HTTP/1.1"
     default_request_version = "HTTP/1.1"
     server_version = "lit_rlhf"
     sys_version = ""
     wbufsize = -1  # head and body of an answer leave together
-    server: ScoreServer
+    server: Server
+
+    @property
+    def routes(self) -> dict[str, Route]:
+        """Addresses -> what is there."""
+        raise NotImplementedError
+
+    def error_body(self, error: RequestError) -> dict[str, Any]:
+        """What is sent of a refusal."""
+        return {"error": {"message": str(error), **error.details}}
 
     def setup(self) -> None:
         """Read against a deadline: a client that sends a byte now and then does not hold a thread for ever."""
@@ -47,15 +71,16 @@ class ScoreHandler(BaseHTTPRequestHandler):
         with self.server.running():
             self.is_read = False
             try:
-                self._send(HTTPStatus.OK, self._reply())
+                if (reply := self._reply()) is not None:
+                    self._send(HTTPStatus.OK, reply)
             except RequestError as error:
-                self._send(error.status, error.body, error.headers)
+                self._send(error.status, self.error_body(error), error.headers)
             except OSError:  # the client is gone
                 raise
             except Exception as error:  # whatever it is, the next request wants its answer
                 print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
-                failure = RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, f"scoring failed: {type(error).__name__}")
-                self._send(failure.status, failure.body)
+                failure = RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, f"it failed: {type(error).__name__}")
+                self._send(failure.status, self.error_body(failure))
             if not self.is_read and "Content-Length" in self.headers:
                 self.arrival.drain()
 
@@ -63,23 +88,24 @@ class ScoreHandler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Say in JSON what the library finds wrong with a request."""
-        self._send(HTTPStatus(code), {"error": {"message": message or HTTPStatus(code).phrase}})
+        error = RequestError(HTTPStatus(code), message or HTTPStatus(code).phrase)
+        self._send(error.status, self.error_body(error))
         self.arrival.drain()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Write nothing about requests."""
 
-    def _reply(self) -> dict[str, Any]:
-        path = self.path.partition("?")[0]
-        if path not in _ROUTES:
-            raise RequestError(HTTPStatus.NOT_FOUND, f"there is no {path[:60]!r}, but {', '.join(_ROUTES)}")
-        if self.command != _ROUTES[path]:
-            message = f"{path} is asked by {_ROUTES[path]}, not by {self.command}"
-            raise RequestError(HTTPStatus.METHOD_NOT_ALLOWED, message, headers={"Allow": _ROUTES[path]})
-        if path == "/health":
-            return {"status": "ok"}
-        self._check_token()
-        return SCHEMA if path == "/schema" else self._score(self._read_body())
+    def _reply(self) -> dict[str, Any] | None:
+        path, routes = self.path.partition("?")[0], self.routes
+        if path not in routes:
+            raise RequestError(HTTPStatus.NOT_FOUND, f"there is no {path[:60]!r}, but {', '.join(routes)}")
+        route = routes[path]
+        if self.command != route.method:
+            message = f"{path} is asked by {route.method}, not by {self.command}"
+            raise RequestError(HTTPStatus.METHOD_NOT_ALLOWED, message, headers={"Allow": route.method})
+        if not route.is_open:
+            self._check_token()
+        return route.answer()
 
     def _check_token(self) -> None:
         token = self.server.settings.token
@@ -88,7 +114,12 @@ class ScoreHandler(BaseHTTPRequestHandler):
             message = "the header 'Authorization: Bearer TOKEN' with the server's token is missing or wrong"
             raise RequestError(HTTPStatus.UNAUTHORIZED, message, headers={"WWW-Authenticate": "Bearer"})
 
-    def _read_body(self) -> bytes:
+    def read_body(self) -> bytes:
+        """The body of the request.
+
+        Raises:
+            RequestError: if it is too long, or does not arrive as it was announced.
+        """
         lengths = self.headers.get_all("Content-Length", [])
         if not lengths or "Transfer-Encoding" in self.headers:
             raise RequestError(HTTPStatus.LENGTH_REQUIRED, "the request needs a Content-Length")
@@ -107,37 +138,7 @@ class ScoreHandler(BaseHTTPRequestHandler):
         self.is_read = True
         return body
 
-    def _score(self, body: bytes) -> dict[str, Any]:
-        settings, worker = self.server.settings, self.server.worker
-        request = read_request(body, settings.max_items)
-        try:
-            if request.normalise:
-                worker.scorer.normalise([0.0])
-        except ValueError as error:
-            raise RequestError(HTTPStatus.BAD_REQUEST, str(error)) from None
-        scored = self._wait(request)
-        for number, one in enumerate(scored):
-            if one.error is not None:
-                is_ours = isinstance(one.error, NotFiniteError)
-                status = HTTPStatus.INTERNAL_SERVER_ERROR if is_ours else HTTPStatus.UNPROCESSABLE_ENTITY
-                item = None if request.is_single else number
-                raise RequestError(status, f"{one.row.address}: {one.error}", item)
-        scores = [one.scores[0] for one in scored]
-        return request.answer(scored, worker.scorer.normalise(scores) if request.normalise else scores, settings.model)
-
-    def _wait(self, request: Request) -> list[Scored]:
-        try:
-            return self.server.worker.score(request.rows, self.arrival.left)
-        except BusyError:
-            message = "too many requests wait already; ask again later"
-            raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, message, headers={"Retry-After": "1"}) from None
-        except TimeoutError:
-            message = f"not scored within {self.server.settings.timeout:g} seconds; send fewer items at once"
-            raise RequestError(HTTPStatus.GATEWAY_TIMEOUT, message) from None
-        except ValueError as error:  # of a kind that no other item would mend, such as a missing chat template
-            raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
-
-    def _send(self, status: HTTPStatus, reply: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+    def _send(self, status: HTTPStatus, reply: dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
         body = json.dumps(reply, allow_nan=False).encode()
         self.connection.settimeout(self.server.settings.timeout)
         self.send_response(status)

@@ -1,7 +1,7 @@
-"""A reward over HTTP: ``python -m lit_rlhf score RUN --serve``. ``docs/score.md`` says what it takes and gives.
+"""The server: who may ask it, how much at once, and how it ends.
 
-It is the standard library's threading server: a thread per connection reads and writes, and one thread scores. What a
-client says is never written anywhere.
+It is the standard library's threading server: a thread per connection reads and writes, and one thread, the worker,
+uses the model. What a client says is never written anywhere.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
 from threading import BoundedSemaphore, Condition, Event, Thread
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from lit_rlhf.rewards.http import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
-    from lit_rlhf.commands.scoring import Scorer
+    from lit_rlhf.commands.serving.handler import JsonHandler
 
-_MAX_WAITING = 64
-"""Requests that may wait to be scored."""
 _MAX_CONNECTIONS = 256
 
 
@@ -34,11 +32,11 @@ class Settings(NamedTuple):
     """What the command line says about the server.
 
     Args:
-        model: name of the model in answers.
+        model: name of what is served, in answers.
         host: address to listen on.
         port: 0 = one that is free.
         token: to ask for; None = anybody may ask.
-        timeout: seconds that a request may take, from its first byte to its scores.
+        timeout: seconds that a request may take to arrive, and a part of its answer to leave.
         max_body: most bytes of a request.
         max_items: most items of a request.
     """
@@ -52,20 +50,44 @@ class Settings(NamedTuple):
     max_items: int = 1024
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the server."""
+class Worker(Protocol):
+    """The thread that uses the model."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def close(self) -> None:
+        """Finish, and end."""
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, *, port: int = 8190, items: str = "items", max_items: int = 1024
+) -> None:
+    """Add the arguments of a server.
+
+    Args:
+        parser: of the command.
+        port: that it listens on unless told otherwise.
+        items: what a request may have several of.
+        max_items: most of them unless told otherwise.
+    """
     group = parser.add_argument_group("server")
-    group.add_argument("--serve", action="store_true", help="answer requests over HTTP")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    group.add_argument("--port", type=int, default=8190, help="0 takes one that is free (default 8190)")
+    group.add_argument("--port", type=int, default=port, help=f"0 takes one that is free (default {port})")
     group.add_argument("--token_file", type=Path, help=f"file with the token to ask for (or {TOKEN_VARIABLE})")
     group.add_argument("--timeout", type=float, default=30.0, help="seconds that a request may take (default 30)")
     group.add_argument("--max_body", type=int, default=2**24, help="most bytes of a request (default 16 MiB)")
-    group.add_argument("--max_items", type=int, default=1024, help="most items of a request (default 1024)")
+    group.add_argument(
+        "--max_items", type=int, default=max_items, help=f"most {items} of a request (default {max_items})"
+    )
 
 
-def read_settings(args: argparse.Namespace) -> Settings:
+def read_settings(args: argparse.Namespace, model: str) -> Settings:
     """Check what the command line says.
+
+    Args:
+        args: of the command line.
+        model: name of what is served.
 
     Raises:
         ValueError: if others than this machine could ask and no token is set, the token cannot stand in a header, or a
@@ -76,39 +98,37 @@ def read_settings(args: argparse.Namespace) -> Settings:
             f"--timeout is {args.timeout}, --max_body {args.max_body}, --max_items {args.max_items} and --port "
             f"{args.port}; the first three must be above 0, and a port is a number below 65536"
         )
-    name = args.run.resolve().name if args.run.is_dir() else str(args.run)
     token = _read_token(args.token_file)
     if token is None and not _is_loopback(args.host):
         raise ValueError(
             f"--host={args.host} is open to other machines: set a token by --token_file or {TOKEN_VARIABLE}, or listen "
             "on 127.0.0.1"
         )
-    return Settings(name, args.host, args.port, token, args.timeout, args.max_body, args.max_items)
+    return Settings(model, args.host, args.port, token, args.timeout, args.max_body, args.max_items)
 
 
-def serve(scorer: Scorer, settings: Settings) -> None:
+def run_server(server: Server, said: str) -> None:
     """Answer requests until the process is asked to end; then finish those that are running.
 
-    Raises:
-        ValueError: if nothing can listen at the address.
+    Args:
+        server: that listens already.
+        said: a line that tells where; whoever started the process waits for it.
     """
-    scorer.model.prepare()
-    server = ScoreServer(scorer, settings)
     Thread(target=server.serve_forever, daemon=True).start()
     with _asked_to_end() as end:
-        # Whoever started this process waits for the line.
-        print(f"scoring at {server.url} (POST /score, GET /health, GET /schema)", flush=True)  # noqa: T201
+        print(said, flush=True)  # noqa: T201
         end.wait()
     server.stop()
     print(f"stopped after {server.num_requests} requests", file=sys.stderr)  # noqa: T201
 
 
-class ScoreServer(ThreadingHTTPServer):
+class Server(ThreadingHTTPServer):
     """Listens, and counts the requests that are running.
 
     Args:
-        scorer: used by the worker alone.
         settings: see there.
+        handler: answers a request.
+        worker: uses the model.
 
     Raises:
         ValueError: if nothing can listen at the address.
@@ -117,17 +137,14 @@ class ScoreServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, scorer: Scorer, settings: Settings) -> None:
-        from lit_rlhf.commands.serving.handler import ScoreHandler
-        from lit_rlhf.commands.serving.worker import Worker
-
+    def __init__(self, settings: Settings, handler: type[JsonHandler], worker: Worker) -> None:
         self.settings = settings
         try:
             (self.address_family, *_), *_ = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
-            super().__init__((settings.host, settings.port), ScoreHandler)
+            super().__init__((settings.host, settings.port), handler)
         except OSError as error:
             raise ValueError(f"cannot listen at --host={settings.host} --port={settings.port}: {error}") from error
-        self.worker = Worker(scorer, _MAX_WAITING, settings.max_items)
+        self.worker = worker
         self.worker.start()
         self.num_requests = 0
         self._num_running = 0

@@ -76,6 +76,10 @@ class ForestLayout:
         last_layer: the layout of the last layer.
     """
 
+    keep: Keep | None
+    rows: Tensor | None
+    last_layer: ForestLayout | None
+
     def __init__(self, forest: Forest, *, queries: Read = "all", read: Read = "all", keep: Keep | None = None) -> None:
         self._begin(_runs(forest, queries), forest.tokens.device)
         self.keep = keep
@@ -85,19 +89,19 @@ class ForestLayout:
             self.last_layer = ForestLayout(forest, queries=read, keep=keep)
 
     def _begin(self, runs: tuple[Run, ...], device: torch.device) -> None:
-        self.keep: Keep | None = None
+        self.keep = None
         self.runs = runs
         self.device = device
-        self.rows: Tensor | None = None
-        self.last_layer: ForestLayout | None = None
+        self.rows = None
+        self.last_layer = None
         self.windows: set[int | None] = set()  # that layers asked for
         self._masks: dict[tuple[int, int, int | None, torch.dtype], Tensor | None] = {}
         self._varlen: tuple[_Varlen | None, _Varlen | None] | None = None
 
-    def passing(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def passing(self, attention: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values that queries of a layer attend to, from those (1, heads, T, D) that it computed."""
         if self.keep is not None:
-            self.keep(layer, key, value)
+            self.keep(cast(int, attention.layer_idx), key, value)
         return key, value
 
     def states_at(self, rows: Tensor, states: Tensor) -> Tensor:
@@ -282,7 +286,7 @@ def forest_attention(
     if isinstance(forest_layout, CachedRows):
         layer = cast(int, module.layer_idx)
         return forest_layout.attend(layer, query, key, value, scaling, sliding_window, softcap), None
-    key, value = forest_layout.passing(cast(int, module.layer_idx), key, value)
+    key, value = forest_layout.passing(module, key, value)
     forest_layout.windows.add(sliding_window)
     if softcap is None and dropout == 0.0 and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _attend_varlen(query, key, value, forest_layout, scaling, sliding_window)[None], None

@@ -93,6 +93,7 @@ class _Responses:
         weight, bias = head_parameters(backbone.base)
         (self.head,) = self.parts.packed([Projection(weight, bias)], weight.dtype)
         self.dtype, self.num_tokens = weight.dtype, min(len(request.tokenizer), weight.shape[0])
+        self.undrawn = backbone.undrawn_tokens
         self.numbers = uniforms(request.seeds, options.max_new_tokens).to(device)
         shape = self.numbers.shape
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -102,17 +103,20 @@ class _Responses:
 
     def draw(self, batch: Sequence[int]) -> None:
         """Draw the responses with these numbers."""
-        prompt_of = {row: self.request.prompts[row // self.request.options.num_responses].tokens for row in batch}
-        prompts = list(dict.fromkeys(prompt_of.values()))
-        number_of = {prompt: number for number, prompt in enumerate(prompts)}
-        batch = sorted(batch, key=lambda row: number_of[prompt_of[row]])
-        owners = [number_of[prompt_of[row]] for row in batch]
+        prompt_of = {row: self.request.prompts[row // self.request.options.num_responses] for row in batch}
+        name_of = {row: (own.tokens, *(one.digest for one in own.pictures)) for row, own in prompt_of.items()}
+        different = {name_of[row]: prompt for row, prompt in prompt_of.items()}
+        number_of = {name: number for number, name in enumerate(different)}
+        batch = sorted(batch, key=lambda row: number_of[name_of[row]])
+        owners = [number_of[name_of[row]] for row in batch]
+        prompts = [prompt.tokens for prompt in different.values()]
+        pictures = [prompt.pictures for prompt in different.values()]
+        longest = self.request.options.max_new_tokens
         decoder: ForestDecoder | PaddedDecoder
-        if self.backbone.layout == "forest":
-            longest = self.request.options.max_new_tokens
-            decoder = ForestDecoder(self.backbone, prompts, owners, longest, self.parts, self.request.begun)
+        if self.backbone.layout_of(any(pictures)) == "forest":
+            decoder = ForestDecoder(self.backbone, prompts, owners, longest, self.parts, pictures, self.request.begun)
         else:
-            decoder = PaddedDecoder(self.backbone, prompts, owners)
+            decoder = PaddedDecoder(self.backbone, prompts, owners, pictures)
         rows = torch.tensor(batch, device=self.lengths.device)
         while True:
             living = self._grow(rows, self._logits(decoder.states)).tolist()
@@ -132,7 +136,9 @@ class _Responses:
         """Add a token to each of ``rows`` (B,); returns the indices within ``rows`` of those that go on."""
         at = self.lengths[rows]
         options = self.request.options
-        tokens, logprobs = draw_tokens(logits, self.numbers[rows, at], options.temperature, self.num_tokens)
+        tokens, logprobs = draw_tokens(
+            logits, self.numbers[rows, at], options.temperature, self.num_tokens, self.undrawn
+        )
         if not bool(logprobs.isfinite().all()):
             self._refuse(rows[~logprobs.isfinite()].tolist())
         self.tokens[rows, at], self.logprobs[rows, at] = tokens, logprobs

@@ -20,7 +20,9 @@ def uniforms(seeds: Sequence[int], count: int) -> Tensor:
     return torch.stack(rows)
 
 
-def draw_tokens(logits: Tensor, numbers: Tensor, temperature: float, num_tokens: int) -> tuple[Tensor, Tensor]:
+def draw_tokens(
+    logits: Tensor, numbers: Tensor, temperature: float, num_tokens: int, undrawn: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
     """One token per row, and its log-probability.
 
     The log-probability is that of the policy over its whole vocabulary, as training computes it again. Ids that the
@@ -31,6 +33,7 @@ def draw_tokens(logits: Tensor, numbers: Tensor, temperature: float, num_tokens:
         numbers: (B,) float64 in [0, 1).
         temperature: what the logits are divided by; 0 takes the likeliest token and gives its log-probability at 1.
         num_tokens: ids below it are drawn.
+        undrawn: ids that are not, such as that of pictures.
 
     Returns:
         Token ids (B,) int64 and log-probabilities (B,) float32, in nats; NaN where the logits are not finite.
@@ -42,6 +45,8 @@ def draw_tokens(logits: Tensor, numbers: Tensor, temperature: float, num_tokens:
     """
     logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
     drawable = logprobs[:, :num_tokens]
+    if undrawn := [token for token in undrawn if token < num_tokens]:
+        drawable = drawable.index_fill(1, torch.tensor(undrawn, device=logits.device), -torch.inf)
     if temperature == 0.0:
         tokens = drawable.argmax(-1)
     else:

@@ -7,18 +7,17 @@ random state, so a response depends on what is drawn beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig
 
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.models.layout import set_attention
+from lit_rlhf.models.layout import attention_of, set_attention
 from lit_rlhf.models.loading import evaluating
 from lit_rlhf.rollout.sampling.generate_sampler import rollouts_by
 from lit_rlhf.rollout.sampling.request import SamplingRequest
-from lit_rlhf.types import Rollouts
+from lit_rlhf.types import Prompt, Rollouts
 
 
 class ContinuousSampler:
@@ -43,9 +42,12 @@ class ContinuousSampler:
 
         Raises:
             ValueError: if a prompt is empty, there is no stop token, the number of seeds does not fit, or transformers
-                gives no answer to a prompt.
+                gives no answer to a prompt, or one has pictures.
             FloatingPointError: if log-probabilities are not finite, naming the prompt's address.
         """
+        for prompt in request.prompts:
+            if prompt.pictures:
+                raise ValueError(f"{prompt.row}: ContinuousSampler takes no pictures; take CachedSampler")
         backbone.prepare()
         base, options = cast(Any, backbone.base), request.options
         sampling: dict[str, Any] = {"do_sample": False}
@@ -58,14 +60,14 @@ class ContinuousSampler:
             **sampling,
         )
 
-        def draw(prompts: list[Sequence[int]], seed: int) -> list[list[int]]:
-            before = base.config._attn_implementation
+        def draw(prompts: list[Prompt], seed: int) -> list[list[int]]:
+            before = attention_of(base)
             try:
                 base.set_attn_implementation(self.attention)
                 with evaluating(backbone), torch.random.fork_rng():
                     torch.manual_seed(seed)
                     answers = base.generate_batch(
-                        inputs=[list(prompt) for prompt in prompts], generation_config=config, progress_bar=False
+                        inputs=[list(prompt.tokens) for prompt in prompts], generation_config=config, progress_bar=False
                     )
             finally:
                 set_attention([base], before)

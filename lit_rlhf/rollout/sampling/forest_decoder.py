@@ -6,6 +6,7 @@ Shape letters: B living responses, P prompts, W tokens of the longest one, H hid
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from lit_rlhf.models.begun import BegunPrompts
 from lit_rlhf.models.layers.attention import ForestLayout
 from lit_rlhf.models.layers.cached_attention import CachedRows, KeyValue
 from lit_rlhf.models.layers.step_parts import StepParts
-from lit_rlhf.types import Forest, Segment
+from lit_rlhf.types import Forest, Picture, Segment
 
 PREFILL_TOKENS = 4096
 """Most prompt tokens that are computed at once, unless one prompt alone is longer."""
@@ -30,6 +31,7 @@ class ForestDecoder:
         owners: number of the prompt of each response (B), ascending.
         capacity: most tokens of a response that will be appended.
         parts: what the layers compute a step with; shared by all decoders of one role while nothing is trained.
+        pictures: of each prompt; empty = none has any.
         begun: takes in what is computed of the prompts, with its graph; None = nobody asks for it.
 
     Attributes:
@@ -43,13 +45,20 @@ class ForestDecoder:
         owners: Sequence[int],
         capacity: int,
         parts: StepParts | None = None,
+        pictures: Sequence[tuple[Picture, ...]] = (),
         begun: BegunPrompts | None = None,
     ) -> None:
+        self._backbone = backbone
         self._begun = begun
         self._decoder = backbone.base.get_decoder()
         self._device = backbone.base.device
-        computed = [self._prefill(part) for part in _parts(prompts)]
-        self.states = torch.cat([states for states, _ in computed])[torch.tensor(owners, device=self._device)]
+        self._ahead: list[int] = []
+        seen = pictures or [()] * len(prompts)
+        roots = [Segment(own, [False] * len(own), -1, shown) for own, shown in zip(prompts, seen, strict=True)]
+        computed = [self._prefill(part) for part in _parts(roots)]
+        rows = torch.tensor(owners, device=self._device)
+        self.states = torch.cat([states for states, _ in computed])[rows]
+        self._offsets = torch.tensor(self._ahead, device=self._device)[rows]
         layers = _by_layer([kept for _, kept in computed])
         self.cache = CachedRows(layers, [len(prompt) for prompt in prompts], owners, capacity, parts)
 
@@ -60,41 +69,44 @@ class ForestDecoder:
             living: their places, ascending.
         """
         self.cache.keep(living)
-        self.states = self.states[torch.tensor(living, device=self._device)]
+        rows = torch.tensor(living, device=self._device)
+        self.states, self._offsets = self.states[rows], self._offsets[rows]
 
     def step(self, tokens: Tensor) -> None:
         """Append tokens (B,) int64; ``states`` become those of the new tokens."""
         self.cache.advance()
-        self.states = self._forward(tokens, self.cache.positions(), self.cache)
+        positions = self.cache.positions() + self._offsets
+        inputs = {"input_ids": tokens[None], "position_ids": positions[None]}
+        self.states = self._forward(inputs, self.cache)
 
-    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, dict[int, KeyValue]]:
+    def _prefill(self, prompts: Sequence[Segment]) -> tuple[Tensor, dict[int, KeyValue]]:
         """Hidden states (P, H) of the last tokens; keys and values (J, T, D) of each layer."""
-        forest = Forest.pack([[Segment(prompt, [False] * len(prompt))] for prompt in prompts]).to(self._device)
+        forest = Forest.pack([prompt] for prompt in prompts).to(self._device)
+        self._ahead += self._backbone.ahead(forest)
         last = torch.tensor(forest.ends, device=self._device)
         kept: dict[int, KeyValue] = {}
         layout = ForestLayout(forest, read="ends", keep=lambda layer, k, v: kept.update({layer: (k[0], v[0])}))
         with torch.set_grad_enabled(self._begun is not None):
-            states = layout.states_at(last, self._forward(forest.tokens, forest.positions, layout))
+            states = layout.states_at(last, self._forward(self._backbone.decoder_inputs(forest), layout))
             if self._begun is not None:
-                self._begun.add(prompts, states, kept)
+                self._begun.add([prompt.tokens for prompt in prompts], states, kept)
         return states.detach(), {layer: (keys.detach(), values.detach()) for layer, (keys, values) in kept.items()}
 
-    def _forward(self, tokens: Tensor, positions: Tensor, layout: ForestLayout | CachedRows) -> Tensor:
-        """Last hidden states of a row of tokens (T,)."""
+    def _forward(self, inputs: dict[str, Any], layout: ForestLayout | CachedRows) -> Tensor:
+        """Last hidden states of a row."""
         return self._decoder(
-            input_ids=tokens[None],
-            position_ids=positions[None],
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device),
+            **inputs,
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device),
             use_cache=False,
             forest_layout=layout,
         ).last_hidden_state[0]
 
 
-def _parts(prompts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+def _parts(prompts: Sequence[Segment]) -> Iterator[list[Segment]]:
     """Prompts that are computed together."""
-    part: list[Sequence[int]] = []
+    part: list[Segment] = []
     for prompt in prompts:
-        if part and sum(map(len, part)) + len(prompt) > PREFILL_TOKENS:
+        if part and sum(len(other.tokens) for other in part) + len(prompt.tokens) > PREFILL_TOKENS:
             yield part
             part = []
         part.append(prompt)

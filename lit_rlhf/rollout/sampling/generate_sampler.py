@@ -16,7 +16,7 @@ from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.loading import evaluating
 from lit_rlhf.rollout.sampling.request import SamplingRequest, check_request
 from lit_rlhf.rollout.sampling.stopping import Stopping
-from lit_rlhf.types import Forest, Rollouts, Segment
+from lit_rlhf.types import Forest, Prompt, Rollouts, Segment
 
 
 class GenerateSampler:
@@ -49,22 +49,23 @@ class GenerateSampler:
         """
         options = request.options
 
-        def draw(prompts: list[Sequence[int]], seed: int) -> list[list[int]]:
+        def draw(prompts: list[Prompt], seed: int) -> list[list[int]]:
             stops = [*request.stop_tokens, *options.stop_tokens]
             return backbone.generate(
-                prompts,
+                [prompt.tokens for prompt in prompts],
                 options.max_new_tokens,
                 stop_tokens=stops,
                 temperature=options.temperature,
                 seed=seed,
                 cache_implementation=None if self.cache == "dynamic" else self.cache,
+                pictures=[prompt.pictures for prompt in prompts],
             )
 
         return rollouts_by(draw, backbone, request, self.max_rows)
 
 
 def rollouts_by(
-    draw: Callable[[list[Sequence[int]], int], list[list[int]]],
+    draw: Callable[[list[Prompt], int], list[list[int]]],
     backbone: Backbone,
     request: SamplingRequest,
     max_rows: int,
@@ -88,12 +89,10 @@ def rollouts_by(
     responses: list[list[int]] = []
     logprobs: list[float] = []
     for start in range(0, len(prompts), max_rows):
-        tokens = [prompt.tokens for prompt in prompts[start : start + max_rows]]
-        drawn = [
-            response[: stopping.end(response) or len(response)] for response in draw([*tokens], request.seeds[start])
-        ]
+        asked = prompts[start : start + max_rows]
+        drawn = [response[: stopping.end(response) or len(response)] for response in draw(asked, request.seeds[start])]
         responses += drawn
-        logprobs += _logprobs(backbone, tokens, drawn, options.temperature or 1.0)
+        logprobs += _logprobs(backbone, asked, drawn, options.temperature or 1.0)
     mask = torch.zeros(len(prompts), max(map(len, responses)), dtype=torch.bool, device=device)
     for row, response in zip(mask, responses, strict=True):
         row[: len(response)] = True
@@ -113,11 +112,14 @@ def rollouts_by(
 
 
 def _logprobs(
-    backbone: Backbone, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], temperature: float
+    backbone: Backbone, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]], temperature: float
 ) -> list[float]:
     """Log-probability of every token of the responses, one response after another."""
     trees = [
-        [Segment(prompt, [False] * len(prompt)), Segment(response, [True] * len(response), 0)]
+        [
+            Segment(prompt.tokens, [False] * len(prompt.tokens), pictures=prompt.pictures),
+            Segment(response, [True] * len(response), 0),
+        ]
         for prompt, response in zip(prompts, responses, strict=True)
     ]
     forest = Forest.pack(trees).to(backbone.base.device)

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.types import Forest, Picture, Segment
 
 
 class PaddedDecoder:
@@ -22,9 +23,16 @@ class PaddedDecoder:
         backbone: computes in the role that it plays.
         prompts: token ids of each prompt, each computed once.
         owners: number of the prompt of each response (B).
+        pictures: of each prompt; empty = none has any.
     """
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[Sequence[int]], owners: Sequence[int]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: Sequence[Sequence[int]],
+        owners: Sequence[int],
+        pictures: Sequence[tuple[Picture, ...]] = (),
+    ) -> None:
         self._decoder = backbone.base.get_decoder()
         self._cache = DynamicCache(config=backbone.base.config)
         device = backbone.base.device
@@ -33,7 +41,15 @@ class PaddedDecoder:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         self._mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
         self._positions = lengths - 1
-        self.states = self._forward(tokens, (self._mask.cumsum(1) - 1).clamp_(min=0))
+        positions = (self._mask.cumsum(1) - 1).clamp_(min=0)
+        if seen := [picture for own in pictures for picture in own]:
+            options = {"past_key_values": self._cache, "use_cache": True}
+            self.states = backbone.eyes.own_forward(tokens, self._mask, positions, seen, **options)[:, -1]
+            roots = zip(prompts, pictures, strict=True)
+            forest = Forest.pack([Segment(own, [False] * len(own), -1, shown)] for own, shown in roots)
+            self._positions = self._positions + torch.tensor(backbone.ahead(forest), device=device)
+        else:
+            self.states = self._forward(tokens, positions)
         self.keep(owners)
 
     def keep(self, living: Sequence[int]) -> Sequence[int]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.layers.lm_head import head_parameters
 from lit_rlhf.models.loading import evaluating
-from lit_rlhf.rollout.sampling.categorical import draw_tokens, nucleus, uniforms
+from lit_rlhf.rollout.sampling.categorical import draw_tokens, nucleus
 from lit_rlhf.rollout.sampling.padded_decoder import PaddedDecoder
 
 
@@ -99,7 +99,9 @@ class TokenStream:
                 f"token id {max(prompt)} lies outside the model's embedding of {rows} rows: the tokenizer is another's"
             )
         new = self._kept_from(prompt)
-        for number in uniforms([options.seed], options.max_new_tokens)[0]:
+        generator = torch.Generator().manual_seed(options.seed)
+        for _ in range(options.max_new_tokens):
+            number = torch.rand((), generator=generator, dtype=torch.float64)
             with torch.no_grad(), self._playing(), evaluating(self._backbone):
                 drawn = self._drawn(self._states(new), number, options, num_tokens)
             yield drawn

@@ -17,18 +17,17 @@ import pytest
 
 from datamodules.sources import Row
 from lit_rlhf.commands.serving import server as module
-from lit_rlhf.commands.serving.handler import ScoreHandler
-from lit_rlhf.commands.serving.server import ScoreServer, Settings, read_settings, serve
+from lit_rlhf.commands.serving.scores.handler import ScoreHandler, ScoreServer, serve_scores
+from lit_rlhf.commands.serving.server import Settings, read_settings
 from lit_rlhf.rewards.http import HttpReward
 
 ITEM = {"prompt": "a", "response": " b"}
 
 
-def settings(*words, run="some/model"):
+def settings(*words):
     parser = argparse.ArgumentParser()
-    parser.add_argument("run", type=Path)
     module.add_arguments(parser)
-    return read_settings(parser.parse_args([str(run), *words]))
+    return read_settings(parser.parse_args([*words]), "some/model")
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +38,7 @@ def no_token(monkeypatch):
 def test_settings_of_the_command_line(tmp_path, monkeypatch):
     assert settings() == Settings("some/model")
     words = ("--host", "localhost", "--port", "0", "--timeout", "2", "--max_body", "3", "--max_items", "4")
-    assert settings(*words, run=tmp_path) == Settings(tmp_path.name, "localhost", 0, None, 2.0, 3, 4)
+    assert settings(*words) == Settings("some/model", "localhost", 0, None, 2.0, 3, 4)
     file = tmp_path / "token"
     file.write_text(" from-file\n")
     monkeypatch.setenv("LIT_RLHF_TOKEN", "from-variable")
@@ -183,7 +182,7 @@ def test_a_signal_ends_it_when_what_runs_is_answered(length_scorer, capsys, numb
     before = signal.getsignal(number)
     with ThreadPoolExecutor(1) as pool:
         answered = pool.submit(client)
-        serve(length_scorer, Settings("mine", port=port))
+        serve_scores(length_scorer, Settings("mine", port=port))
         assert answered.result(5) == [2.0]
     said = capsys.readouterr()
     assert said.out == f"scoring at http://127.0.0.1:{port} (POST /score, GET /health, GET /schema)\n"

@@ -252,7 +252,7 @@ class Spy:
             self.room.append(cache.num_tokens)
 
         def watched(decoder, prompts):
-            self.prompt_tokens += sum(map(len, prompts))
+            self.prompt_tokens += sum(len(prompt.tokens) for prompt in prompts)
             return prefill(decoder, prompts)
 
         monkeypatch.setattr(CachedRows, "__init__", counted)

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
 from lit_rlhf.rollout.sampling.padded_decoder import PaddedDecoder
 from lit_rlhf.rollout.sampling.token_stream import StreamOptions, TokenStream
 
@@ -61,6 +62,15 @@ def test_samples_follow_the_seed_and_the_nucleus(backbone, stream):
     assert sample(seed=1) == sample(seed=1) != sample(seed=2)
     assert sample(top_p=1e-6, temperature=3.0) == sample(temperature=0.0)
     assert all(token < 100 for token in drawn(stream, PROMPT, StreamOptions(seed=3), num_tokens=100))
+
+
+def test_a_seed_gives_the_draws_that_it_gives_in_training(backbone, stream, make_request):
+    request = make_request(max_new_tokens=20, seeds=[7, 8, 9, 10], temperature=0.8)
+    rollouts = CachedSampler()(backbone, request)
+    found = zip(request.prompts, request.seeds, rollouts.tokens, rollouts.response_mask, strict=True)
+    for prompt, seed, tokens, mask in found:
+        options = StreamOptions(temperature=0.8, max_new_tokens=20, seed=seed)
+        assert drawn(stream, prompt.tokens, options) == tokens[mask].tolist()
 
 
 def test_log_probabilities_are_those_of_the_policy(backbone, stream, trainer_logprobs, make_request):

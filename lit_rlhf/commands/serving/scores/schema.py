@@ -5,13 +5,12 @@ An item that is read becomes a row as a file would hold it, so that requests and
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datamodules.sources import Row
+from lit_rlhf.commands.serving.requests import RequestError, kind_of, read_json, refuse, refuse_key
 
 if TYPE_CHECKING:
     from lit_rlhf.commands.scoring import Scored
@@ -100,30 +99,6 @@ SCHEMA: dict[str, Any] = {
 """Requests, answers and errors; ``GET /schema`` gives it."""
 
 
-class RequestError(Exception):
-    """A request that is not answered with scores.
-
-    Args:
-        status: of the answer.
-        message: what is wrong and what would be right.
-        item: index of the item that is at fault.
-        headers: further headers of the answer.
-    """
-
-    def __init__(
-        self, status: HTTPStatus, message: str, item: int | None = None, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.item = item
-        self.headers = headers or {}
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """What is sent."""
-        return {"error": {"message": str(self), **({} if self.item is None else {"item": self.item})}}
-
-
 class Request(NamedTuple):
     """What is asked.
 
@@ -171,19 +146,19 @@ def read_request(body: bytes, max_items: int) -> Request:
     Raises:
         RequestError: with status 400 for what is no such request, 413 for one of too many items.
     """
-    asked = _read_json(body)
+    asked = read_json(body)
     if not isinstance(asked, dict):
-        _refuse(f"the request is {_kind(asked)}; it must be an object, with 'items' or with 'prompt' and 'response'")
+        refuse(f"the request is {kind_of(asked)}; it must be an object, with 'items' or with 'prompt' and 'response'")
     normalise = asked.pop("normalise", False)
     if not isinstance(normalise, bool):
-        _refuse(f"'normalise' is {_kind(normalise)}; it must be true or false")
+        refuse(f"'normalise' is {kind_of(normalise)}; it must be true or false")
     if "items" not in asked:
         return Request([_row(asked, None)], normalise, is_single=True)
     items = asked.pop("items")
     if asked:
-        _unknown(next(iter(asked)), ("items", "normalise"), None)
+        refuse_key("the request", next(iter(asked)), ("items", "normalise"))
     if not isinstance(items, list):
-        _refuse(f"'items' is {_kind(items)}; it must be a list")
+        refuse(f"'items' is {kind_of(items)}; it must be a list")
     if len(items) > max_items:
         message = f"the request has {len(items)} items; at most {max_items} are taken at once"
         raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
@@ -193,54 +168,18 @@ def read_request(body: bytes, max_items: int) -> Request:
 def _row(item: object, number: int | None) -> Row:
     """The row that a file would hold for an item."""
     if not isinstance(item, dict):
-        _refuse(f"items[{number}] is {_kind(item)}; it must be an object", number)
+        refuse(f"items[{number}] is {kind_of(item)}; it must be an object", item=number)
     where = "the request" if number is None else f"items[{number}]"
     for key, value in item.items():
         if key not in _KEYS:
-            _unknown(key, (*_KEYS, *(("items", "normalise") if number is None else ())), number)
+            refuse_key(where, key, (*_KEYS, *(("items", "normalise") if number is None else ())), item=number)
         if not _KEYS[key].is_right(value):
-            _refuse(f"{key!r} of {where} is {_kind(value)}; it must be {_KEYS[key].wanted}", number)
+            refuse(f"{key!r} of {where} is {kind_of(value)}; it must be {_KEYS[key].wanted}", item=number)
     if set(item) not in map(set, _FORMS):
         forms = ", or ".join(" and ".join(map(repr, form)) for form in _FORMS)
         found = ", ".join(map(repr, item)) or "nothing"
-        _refuse(f"{where} has {found}; it must have {forms}", number)
+        refuse(f"{where} has {found}; it must have {forms}", item=number)
     if "prompt_ids" in item:
         prompt, response = item["prompt_ids"], item["response_ids"]
         item = {"input_ids": prompt + response, "completion_mask": [0] * len(prompt) + [1] * len(response)}
     return Row(where, "requests", item)
-
-
-def _read_json(body: bytes) -> Any:
-    try:
-        return json.loads(body.decode(), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        _refuse(f"the body is not UTF-8 (byte {error.start})")
-    except json.JSONDecodeError as error:
-        _refuse(f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}")
-    except RecursionError:
-        _refuse("the body is nested too deeply")
-    except ValueError as error:  # a constant that JSON lacks, or a number of thousands of digits
-        _refuse(f"the body is not JSON: {error}")
-
-
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number")
-
-
-def _unknown(key: str, known: Sequence[str], item: int | None) -> NoReturn:
-    near = difflib.get_close_matches(key[:60], known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; keys are {', '.join(known)}"
-    _refuse(f"{'the request' if item is None else f'items[{item}]'} has the unknown key {key[:60]!r}{hint}", item)
-
-
-def _refuse(message: str, item: int | None = None) -> NoReturn:
-    raise RequestError(HTTPStatus.BAD_REQUEST, message, item)
-
-
-def _kind(value: object) -> str:
-    """A value in a message: by its type where it may be long."""
-    if isinstance(value, str) and value:
-        return "a text"
-    if isinstance(value, list) and value:
-        return "a list of something else"
-    return "an object" if isinstance(value, dict) else json.dumps(value)[:40]

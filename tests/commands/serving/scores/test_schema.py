@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from datamodules.forms import read_row
-from lit_rlhf.commands.serving.schema import SCHEMA, RequestError, read_request
+from lit_rlhf.commands.serving.requests import RequestError
+from lit_rlhf.commands.serving.scores.schema import SCHEMA, read_request
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 ITEM = {"prompt": "a", "response": " b"}
@@ -84,9 +85,8 @@ def test_what_is_no_request(asked, item, words):
     with pytest.raises(RequestError) as refused:
         read(asked)
     assert refused.value.status == 400
-    assert refused.value.item == item
+    assert refused.value.details.get("item") == item
     assert [word for word in words if word not in str(refused.value)] == []
-    assert refused.value.body["error"].get("item") == item
 
 
 def test_too_many_items():
@@ -136,7 +136,7 @@ def test_the_schema_says_what_is_taken_and_given(length_scorer):
 
 
 def test_what_the_page_shows_is_taken():
-    page = (Path(__file__).parents[3] / "docs/score.md").read_text()
+    page = (Path(__file__).parents[4] / "docs/score.md").read_text()
     shown = [block for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL) if '"row"' not in block]
     (command,) = re.findall(r"-d '(.*)'", page)
     assert len(read(command.encode()).rows) == 1

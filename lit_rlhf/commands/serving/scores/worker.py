@@ -11,10 +11,7 @@ from typing import NamedTuple
 
 from datamodules.sources import Row
 from lit_rlhf.commands.scoring import Scored, Scorer
-
-
-class BusyError(Exception):
-    """Too many requests wait already."""
+from lit_rlhf.commands.serving.requests import BusyError
 
 
 class Job(NamedTuple):

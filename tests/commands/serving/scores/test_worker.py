@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from datamodules.sources import Row
-from lit_rlhf.commands.serving.worker import BusyError, Worker
+from lit_rlhf.commands.serving.requests import BusyError
+from lit_rlhf.commands.serving.scores.worker import Worker
 
 
 def rows(*responses):

@@ -1,0 +1,1 @@
+"""Policies over HTTP, as clients of OpenAI know it: what is taken and given, its addresses, the thread that draws."""

@@ -1,0 +1,1 @@
+"""A reward over HTTP: what it takes and gives, its addresses, and the thread that scores."""
