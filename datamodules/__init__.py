@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datamodules.options import Source
     from datamodules.packing import TokenPair, pack_pairs
+    from datamodules.pictures import open_image
     from datamodules.preference import PreferenceDataModule
     from datamodules.prompt import PromptDataModule
     from datamodules.prompts_and_texts import PromptAndTextDataModule
@@ -18,6 +19,7 @@ _HOMES = {
     "SFTDataModule": "datamodules.sft",
     "Source": "datamodules.options",
     "TokenPair": "datamodules.packing",
+    "open_image": "datamodules.pictures",
     "pack_pairs": "datamodules.packing",
 }
 
@@ -28,6 +30,7 @@ __all__ = [
     "SFTDataModule",
     "Source",
     "TokenPair",
+    "open_image",
     "pack_pairs",
 ]
 

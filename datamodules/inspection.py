@@ -29,6 +29,8 @@ from lit_rlhf.types import (
     UnpairedResponses,
 )
 
+_REPEATED = 3  # special tokens in a row that are written out
+
 
 class Loss(NamedTuple):
     """Examples that are lost for one reason.
@@ -61,6 +63,8 @@ class SourceReport:
         lost: examples by why they cannot be used.
         num_repeated: examples whose tokens and pictures are those of an earlier one.
         num_images: pictures that rows refer to.
+        image_tokens: image tokens of each picture that the model sees.
+        images: digests of those pictures.
         num_endless: used examples of which a whole response ends without a special token.
         num_pairs: pairs of a better and a worse response.
         num_chosen_longer: pairs of which the better response has more tokens, before anything is cut.
@@ -80,6 +84,8 @@ class SourceReport:
     lost: dict[str, Loss] = field(default_factory=dict)
     num_repeated: int = 0
     num_images: int = 0
+    image_tokens: list[int] = field(default_factory=list)
+    images: set[str] = field(default_factory=set)
     num_endless: int = 0
     num_pairs: int = 0
     num_chosen_longer: int = 0
@@ -126,9 +132,9 @@ def inspect(data: StreamedDataModule, split: str, max_rows: int = 2000, num_show
     for source in data.sources(split):
         report = SourceReport(source, take_sample(source, max_rows, data.seed))
         rows = report.sample.rows
-        outcomes = []
+        outcomes: list[Outcome] = []
         for start in range(0, len(rows), data.batch_size):
-            outcomes += maker.outcomes(rows[start : start + data.batch_size])
+            outcomes += map(_without_pixels, maker.outcomes(rows[start : start + data.batch_size]))
         _add(report, outcomes, data)
         _add_steps(report, outcomes, data)
         report.shown = [outcome for outcome in outcomes if outcome.error is None][:num_shown]
@@ -166,7 +172,7 @@ def visible(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[t
         tokens: token ids.
 
     Returns:
-        Pieces of text, and for each whether it is a special token.
+        Pieces of text, and for each whether it is a special token; the tokens of a picture are one piece.
     """
     # Behind a letter, because some tokenizers leave out a space that a text begins with.
     letter = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -174,7 +180,7 @@ def visible(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[t
     found: list[tuple[str, bool]] = []
     for is_special, run in groupby(tokens, key=special_ids(tokenizer).__contains__):
         if is_special:
-            found += [(str(tokenizer.convert_ids_to_tokens(token)), True) for token in run]
+            found += [(_named(tokenizer, token, len(list(same))), True) for token, same in groupby(run)]
         else:
             text = str(tokenizer.decode([*letter, *run], clean_up_tokenization_spaces=False))
             found.append((text.removeprefix(begun), False))
@@ -185,6 +191,21 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Ids of the special tokens of a tokenizer, those of chat templates included."""
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, token: int, number: int) -> str:
+    """The name of a special token, so many times."""
+    name = str(tokenizer.convert_ids_to_tokens(token))
+    return name * number if number <= _REPEATED else f"{name} x {number}"
+
+
+def _without_pixels(outcome: Outcome) -> Outcome:
+    """An outcome that may be held with thousands of others."""
+    if outcome.whole is None or not outcome.whole.pictures:
+        return outcome
+    light = tuple(seen._replace(picture=seen.picture._replace(inputs={})) for seen in outcome.whole.pictures)
+    tokens = None if outcome.tokens is None else outcome.tokens._replace(pictures=light)
+    return outcome._replace(whole=outcome.whole._replace(pictures=light), tokens=tokens)
 
 
 def _titles(part: Any) -> list[str]:
@@ -244,7 +265,10 @@ def _add(report: SourceReport, outcomes: Sequence[Outcome], data: StreamedDataMo
             continue
         report.num_used += 1
         report.truncated.update(outcome.tokens.truncated)
-        report.num_repeated += (key := str((outcome.whole, images))) in seen
+        pictures = outcome.tokens.pictures
+        report.image_tokens += [one.picture.num_tokens for one in pictures]
+        report.images.update(one.picture.digest for one in pictures)
+        report.num_repeated += (key := str((outcome.whole, () if pictures else images))) in seen
         seen.add(key)
         parts = pieces(outcome, task)
         report.num_tokens += sum(len(part.tokens) for part in parts)

@@ -63,7 +63,8 @@ class ResponseTask:
         for row, record, _, tokens, _ in examples:
             assert record is not None
             source = self._source(record, row)
-            tree = TokenTree(tokens.prompt, tokens.responses, row=row.address, source=source)
+            pictures = tuple(seen.picture for seen in tokens.pictures)
+            tree = TokenTree(tokens.prompt, tokens.responses, row=row.address, source=source, pictures=pictures)
             trees.append(tree._replace(**said(record, tokens)))
         return trees
 

@@ -57,7 +57,7 @@ class Task(Protocol[R, T, B_co]):
     def fit(self, tokens: T) -> T:
         """Cut to length; BadRowError or TooLongError if that cannot be. ``truncated`` of the result says what was.
 
-        Its ``dropped`` says why parts of the row are left out.
+        Its ``dropped`` says why parts of the row are left out, and its ``pictures`` are those that the model sees.
         """
         ...
 
@@ -106,9 +106,7 @@ class BatchMaker(Generic[R, T, B_co]):
             if cut := "_and_".join(outcome.tokens.truncated):
                 notes[self._key("truncated", cut, outcome.row)] += 1
             notes.update(self._key("ignored", reason, outcome.row) for reason in outcome.tokens.dropped)
-            if outcome.record is not None and outcome.record.images:
-                self._warn("images", f"{outcome.row.address}: its pictures are not seen by a model of text alone")
-                notes[self._key("ignored", "images", outcome.row)] += 1
+            self._note_pictures(outcome, notes)
         return self.task.pack(examples, notes, cursor)
 
     def outcomes(self, rows: Sequence[Row]) -> list[Outcome]:
@@ -173,6 +171,16 @@ class BatchMaker(Generic[R, T, B_co]):
                 f"{message}; mend the row, or set data.on_bad_row=drop to drop and count such rows"
             ) from None
         notes[self._key("dropped", error.reason, row)] += 1
+
+    def _note_pictures(self, outcome: Outcome, notes: Counter[str]) -> None:
+        """Count the rows whose pictures are left out, and the pictures of which only the first frame is seen."""
+        row, seen = outcome.row, outcome.tokens.pictures
+        if outcome.record is not None and outcome.record.images and not seen:
+            self._warn("images", f"{row.address}: its pictures are not seen, as data.images=ignore says")
+            notes[self._key("ignored", "images", row)] += 1
+        if num_moving := sum(picture.is_moving for picture in seen):
+            self._warn("frames", f"{row.address}: a picture moves, and only its first frame is seen")
+            notes[self._key("ignored", "frames", row)] += num_moving
 
     def _warn(self, reason: str, message: str) -> None:
         if reason not in self.warned:

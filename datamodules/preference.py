@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +15,7 @@ from datamodules.encoding.truncation import Truncation
 from datamodules.kinds import GradedTask, PairTask, StepTask, ThumbTask
 from datamodules.making import OnBadRow
 from datamodules.options import SourceLike
+from datamodules.pictures import ImageUse, PictureOptions
 from datamodules.streamed import StreamedDataModule, at_least
 from lit_rlhf.types import GradedBatch, JudgedStepsBatch, PreferenceBatch, UnpairedBatch
 
@@ -56,6 +57,11 @@ class PreferenceDataModule(StreamedDataModule):
         shuffle_buffer: rows held in memory to draw the training order from; 0 for file order.
         seed: seed of the training order.
         num_workers: processes that read and tokenise; 0 does it in the training process. Does not change the order.
+        processor: of a model that looks at pictures: folder, hub name, or a processor; that of the tokenizer's folder
+            unless given.
+        images: see: show the pictures of rows to the model. ignore: leave them out, as if nobody looked.
+        image_dir: folder that paths of pictures are relative to, and must not leave; that of the data file unless
+            given.
     """
 
     def __init__(
@@ -81,9 +87,14 @@ class PreferenceDataModule(StreamedDataModule):
         shuffle_buffer: int = 10_000,
         seed: int = 0,
         num_workers: int = 0,
+        processor: Any = None,
+        images: ImageUse = "see",
+        image_dir: str | None = None,
     ) -> None:
         splits = {"train": train, "validation": validation, "test": test, "predict": predict}
-        super().__init__(splits, tokenizer, chat_template, batch_size, on_bad_row, shuffle_buffer, seed, num_workers)
+        text, order = (tokenizer, chat_template), (shuffle_buffer, seed, num_workers)
+        pictures = PictureOptions(processor, images, image_dir)
+        super().__init__(splits, *text, batch_size, on_bad_row, *order, pictures)
         at_least(1, token_budget=token_budget)
         if kind not in get_args(Kind):
             raise ValueError(f"data.kind is {kind!r}; it must be one of {', '.join(get_args(Kind))}")
@@ -103,9 +114,9 @@ class PreferenceDataModule(StreamedDataModule):
     def task(self) -> PairTask | ThumbTask | GradedTask | StepTask:
         """What the rows are for."""
         reading = self.tokenizer, self.max_length, self.truncation
-        encoder = ResponseEncoder(*reading, self.trained)
+        encoder = ResponseEncoder(*reading, self.trained, self.pictures)
         if self.kind == "steps":
-            encoder = StepEncoder(*reading, self.step_separator)
+            encoder = StepEncoder(*reading, self.step_separator, self.pictures)
         make: dict[Kind, Callable[..., PairTask | ThumbTask | GradedTask | StepTask]] = {
             "pairs": partial(PairTask, pairing=self.pairing, margins=self.margins),
             "unpaired": ThumbTask,

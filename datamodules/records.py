@@ -32,10 +32,12 @@ class Layout(NamedTuple):
         columns: the names that forms are read by -> the names of this source: ``{"prompt": "question"}``.
         tags: names inside turns and their values, by the keys of LLaMA-Factory: ``role_tag``, ``content_tag``,
             ``user_tag``, ``assistant_tag``, ``observation_tag``, ``function_tag``, ``system_tag``.
+        folder: that paths of pictures are relative to; empty = the working directory.
     """
 
     columns: Mapping[str, str] = {}
     tags: Mapping[str, str] = {}
+    folder: str = ""
 
 
 class Step(NamedTuple):
@@ -87,6 +89,7 @@ class Record(NamedTuple):
         columns: all columns but those of the prompt and its options; they reach the reward function. Of a row in tokens
             ``trained_mask`` holds one bool per response token, where untrained ones (False) lie between trained ones.
         images: references to pictures as the row gives them, in the order of their marks.
+        folder: that paths of pictures are relative to; empty = the working directory.
     """
 
     form: str
@@ -97,6 +100,7 @@ class Record(NamedTuple):
     template_kwargs: Mapping[str, Any] = {}
     columns: Mapping[str, Any] = {}
     images: tuple[Any, ...] = ()
+    folder: str = ""
 
 
 def common_prefix_length(one: Sequence[Any], other: Sequence[Any]) -> int:

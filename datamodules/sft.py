@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +12,7 @@ from datamodules.encoding.turns import TurnEncoder, TurnTokens
 from datamodules.making import OnBadRow, Outcome
 from datamodules.options import SourceLike
 from datamodules.packing import TokenSequence, pack_sequences
+from datamodules.pictures import ImageUse, PictureOptions, PictureReader
 from datamodules.streamed import StreamedDataModule, at_least
 from lit_rlhf.types import Cursor, InstructionBatch
 
@@ -43,6 +44,11 @@ class SFTDataModule(StreamedDataModule):
         shuffle_buffer: rows held in memory to draw the training order from; 0 for file order.
         seed: seed of the training order.
         num_workers: processes that read and tokenise; 0 does it in the training process. Does not change the order.
+        processor: of a model that looks at pictures: folder, hub name, or a processor; that of the tokenizer's folder
+            unless given.
+        images: see: show the pictures of rows to the model. ignore: leave them out, as if nobody looked.
+        image_dir: folder that paths of pictures are relative to, and must not leave; that of the data file unless
+            given.
     """
 
     examples = "texts"
@@ -64,9 +70,14 @@ class SFTDataModule(StreamedDataModule):
         shuffle_buffer: int = 10_000,
         seed: int = 0,
         num_workers: int = 0,
+        processor: Any = None,
+        images: ImageUse = "see",
+        image_dir: str | None = None,
     ) -> None:
         splits = {"train": train, "validation": validation, "test": test, "predict": predict}
-        super().__init__(splits, tokenizer, chat_template, batch_size, on_bad_row, shuffle_buffer, seed, num_workers)
+        text, order = (tokenizer, chat_template), (shuffle_buffer, seed, num_workers)
+        pictures = PictureOptions(processor, images, image_dir)
+        super().__init__(splits, *text, batch_size, on_bad_row, *order, pictures)
         at_least(1, token_budget=token_budget)
         self.token_budget = token_budget
         self.max_length = max_length
@@ -75,7 +86,8 @@ class SFTDataModule(StreamedDataModule):
 
     def task(self) -> InstructionTask:
         """Imitate the trained tokens."""
-        return InstructionTask(self.tokenizer, self.max_length, self.truncation, self.trained, self.token_budget)
+        reading = self.tokenizer, self.max_length, self.truncation, self.trained
+        return InstructionTask(*reading, self.token_budget, self.pictures)
 
     def num_examples(self, batch: InstructionBatch) -> int:
         """Count the texts of a batch."""
@@ -91,6 +103,7 @@ class InstructionTask(TurnEncoder):
         truncation: what happens to longer texts.
         trained: which turns are trained.
         token_budget: tokens per micro-batch.
+        pictures: reads those of records.
     """
 
     def __init__(
@@ -100,8 +113,9 @@ class InstructionTask(TurnEncoder):
         truncation: Truncation,
         trained: Trained,
         token_budget: int,
+        pictures: PictureReader,
     ) -> None:
-        super().__init__(tokenizer, max_length, truncation, trained)
+        super().__init__(tokenizer, max_length, truncation, trained, pictures)
         self.token_budget = token_budget
 
     def lengths(self, tokens: TurnTokens) -> dict[str, int]:
@@ -111,7 +125,9 @@ class InstructionTask(TurnEncoder):
     def pack(self, examples: Sequence[Outcome], notes: Mapping[str, int], cursor: Cursor) -> InstructionBatch:
         """Make the batch of a step."""
         sequences = [
-            TokenSequence(example.tokens.tokens, example.tokens.scored, example.row.address, example.row.source)
-            for example in examples
+            TokenSequence(
+                tokens.tokens, tokens.scored, row.address, row.source, tuple(seen.picture for seen in tokens.pictures)
+            )
+            for row, _, _, tokens, _ in examples
         ]
         return pack_sequences(sequences, self.token_budget, notes, cursor)

@@ -128,10 +128,10 @@ class OpenSource:
         """
         reader, own = self._reader(unit)
         num_units, last_rows = self._end
+        blocks = (block._replace(folder=reader.folder) for block in reader.blocks(own, place))
         if unit < num_units - 1 or last_rows is None:
-            yield from reader.blocks(own, place)
+            yield from blocks
             return
-        blocks = reader.blocks(own, place)
         while done < last_rows and (block := next(blocks, None)):
             yield block._replace(rows=block.rows[: last_rows - done])
             done += len(block.rows)
@@ -156,7 +156,8 @@ class OpenSource:
 
     def rows(self, block: Block) -> list[Row]:
         """The rows of a block."""
-        return [Row(address, self.name, data, self.layout) for address, data in block.rows]
+        layout = self.layout._replace(folder=block.folder)
+        return [Row(address, self.name, data, layout) for address, data in block.rows]
 
     def _reader(self, unit: int) -> tuple[Reader, int]:
         """The reader that a unit belongs to, and its number there."""
@@ -245,7 +246,8 @@ def find_row(address: str, sources: Iterable[OpenSource]) -> Row:
             names.append(reader.name)
             key = address.removeprefix(reader.name)
             if key != address and key[:1] in (":", "@") and key[1:].isdecimal() and int(key[1:]) >= (key[0] == ":"):
-                return Row(address, source.name, reader.find(address), source.layout)
+                layout = source.layout._replace(folder=reader.folder)
+                return Row(address, source.name, reader.find(address), layout)
     raise ValueError(f"no source has the row {address!r}; addresses begin with {', '.join(map(repr, names))}")
 
 

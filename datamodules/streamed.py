@@ -22,6 +22,7 @@ from datamodules.encoding.tokenizers import load_tokenizer, with_chat_template
 from datamodules.making import BatchMaker, OnBadRow, Task
 from datamodules.options import SourceLike
 from datamodules.order import RowOrder
+from datamodules.pictures import PictureOptions, PictureReader, picture_reader
 from datamodules.sources import OpenSource, open_sources
 from datamodules.stream import StepLoader, StepStream, load_steps
 from lit_rlhf.types import Cursor
@@ -41,6 +42,7 @@ class StreamedDataModule(LightningDataModule):
         shuffle_buffer: rows held in memory to draw the training order from; 0 = file order.
         seed: of the training order.
         num_workers: processes that read and tokenise.
+        pictures: what the user says about pictures.
 
     Attributes:
         key: where its settings stand in a configuration, for messages.
@@ -65,6 +67,7 @@ class StreamedDataModule(LightningDataModule):
         shuffle_buffer: int,
         seed: int,
         num_workers: int,
+        pictures: PictureOptions,
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size)
@@ -80,6 +83,8 @@ class StreamedDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.key = "data"
         self._tokenizer = tokenizer
+        self._picture_options = pictures
+        self._pictures: PictureReader | None = None
         self._sources: dict[str, list[OpenSource]] = {}
         self._position = self._position_before = Position(Cursor(), Counter())
         self._steps: StepStream[Any] | None = None
@@ -105,6 +110,17 @@ class StreamedDataModule(LightningDataModule):
         if isinstance(self._tokenizer, str):
             self._tokenizer = load_tokenizer(self._tokenizer)
         return with_chat_template(self._tokenizer, self.chat_template)
+
+    @property
+    def pictures(self) -> PictureReader:
+        """Reads the pictures of rows; opened when first asked for.
+
+        Raises:
+            ValueError: if the processor cannot be used.
+        """
+        if self._pictures is None:
+            self._pictures = picture_reader(self._picture_options, self.tokenizer)
+        return self._pictures
 
     def setup(self, stage: str) -> None:
         """Begin a fit at its first batch; a checkpoint moves on from there."""

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.encoding.rendering import ChatRenderer, kind_of
 from datamodules.encoding.tokenizers import TextTokenizer
-from datamodules.encoding.truncation import TooLongError, keep_end
+from datamodules.encoding.truncation import TooLongError, keep_end, require_whole_pictures
+from datamodules.pictures import TEXT_ALONE, PictureReader, SeenPicture
 from datamodules.records import BadRowError, Message, Record
 
 
@@ -19,10 +20,12 @@ class PromptText(NamedTuple):
     Args:
         text: the prompt.
         is_plain: whether it is plain text: no chat template wrote the special tokens.
+        pictures: one for each mark.
     """
 
     text: str
     is_plain: bool = False
+    pictures: tuple[SeenPicture, ...] = ()
 
 
 class PromptTokens(NamedTuple):
@@ -33,12 +36,14 @@ class PromptTokens(NamedTuple):
         text: the prompt as it was tokenised, special tokens of a chat template included, never cut.
         truncated: what was cut: ``prompt``.
         dropped: why parts of the row were left out; none are.
+        pictures: those that the image tokens stand for.
     """
 
     tokens: list[int]
     text: str
     truncated: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    pictures: tuple[SeenPicture, ...] = ()
 
 
 class PromptEncoder:
@@ -48,6 +53,7 @@ class PromptEncoder:
         tokenizer: any Hugging Face tokenizer.
         max_prompt_length: most tokens of a prompt.
         truncation: what happens to a longer prompt. ``prompt_left`` cuts its beginning, ``drop`` drops the row.
+        pictures: reads those of records; without it rows with pictures are refused.
 
     Raises:
         ValueError: if ``max_prompt_length`` is below 1.
@@ -58,11 +64,13 @@ class PromptEncoder:
         tokenizer: PreTrainedTokenizerBase,
         max_prompt_length: int,
         truncation: Literal["prompt_left", "drop"] = "prompt_left",
+        pictures: PictureReader = TEXT_ALONE,
     ) -> None:
         if max_prompt_length < 1:
             raise ValueError(f"data.max_prompt_length is {max_prompt_length}; a prompt needs at least 1 token")
-        self.tokenizer = TextTokenizer(tokenizer)
-        self.chat = ChatRenderer(self.tokenizer)
+        self.pictures = pictures
+        self.tokenizer = TextTokenizer(tokenizer, pictures.tokens)
+        self.chat = ChatRenderer(self.tokenizer, pictures.processor)
         self.max_prompt_length = max_prompt_length
         self.truncation = truncation
 
@@ -70,23 +78,26 @@ class PromptEncoder:
         """Write the prompt of a record as text; a row that came in tokens has them already.
 
         Raises:
-            BadRowError: if it is a conversation without messages, or one that the chat template refuses.
+            BadRowError: if it is a conversation without messages, one that the chat template refuses, or a picture
+                cannot be shown.
             ValueError: if it is a conversation and the tokenizer has no chat template.
         """
-        kind = kind_of(record)
+        kind, seen = kind_of(record), self.pictures.read(record)
         if kind == "text":
-            return PromptText(self.tokenizer.hide_marks(str(record.prompt or "")), is_plain=True)
+            return PromptText(self.chat.plain(str(record.prompt or ""), bool(seen)), is_plain=True, pictures=seen)
         if not record.prompt:
             raise BadRowError("empty_prompt", "the prompt is empty, so nothing asks for a response; give a prompt")
         if kind == "conversation":
-            return PromptText(self.chat.render_prompt(record, self.chat.clean(cast("list[Message]", record.prompt))))
+            messages = self.chat.clean(cast("list[Message]", record.prompt), bool(seen))
+            return PromptText(self.chat.render_prompt(record, messages), pictures=seen)
         ids = self.tokenizer.checked(cast("list[int]", record.prompt))
-        return PromptTokens(ids, str(self.tokenizer.tokenizer.decode(ids)))
+        return PromptTokens(ids, str(self.tokenizer.tokenizer.decode(ids)), pictures=seen)
 
     def encode(self, rendered: Sequence[PromptText | PromptTokens]) -> list[PromptTokens]:
         """Tokenise prompts, all at once. Nothing is cut."""
         ids = iter(self.tokenizer.ids([prompt.text for prompt in rendered if isinstance(prompt, PromptText)]))
-        return [self._tokens(row, next(ids)) if isinstance(row, PromptText) else row for row in rendered]
+        rows = (self._tokens(row, next(ids)) if isinstance(row, PromptText) else row for row in rendered)
+        return [row._replace(tokens=self.pictures.put_in(row.pictures, row.tokens)[0]) for row in rows]
 
     def fit(self, tokens: PromptTokens) -> PromptTokens:
         """Check a prompt and cut it to ``max_prompt_length``.
@@ -104,7 +115,9 @@ class PromptEncoder:
             message = f"has {length} prompt tokens, above max_prompt_length={self.max_prompt_length}"
             raise TooLongError("prompt_too_long", message)
         kept = keep_end(tokens.tokens, self.max_prompt_length, self.tokenizer.tokenizer.bos_token_id)
-        return PromptTokens(kept, tokens.text, ("prompt",))
+        require_whole_pictures(self.pictures, tokens.tokens, kept, f"max_prompt_length={self.max_prompt_length}")
+        return tokens._replace(tokens=kept, truncated=("prompt",))
 
     def _tokens(self, prompt: PromptText, ids: list[int]) -> PromptTokens:
-        return PromptTokens(self.tokenizer.opened(ids) if prompt.is_plain else ids, self.tokenizer.show(prompt.text))
+        opened = self.tokenizer.opened(ids) if prompt.is_plain else ids
+        return PromptTokens(opened, self.tokenizer.show(prompt.text), pictures=prompt.pictures)

@@ -20,8 +20,9 @@ from datamodules.encoding.families import tokenize_families
 from datamodules.encoding.rendering import ChatRenderer, kind_of
 from datamodules.encoding.spans import TurnFinder
 from datamodules.encoding.tokenizers import Range, TextTokenizer
-from datamodules.encoding.truncation import TooLongError, Truncation, cut_to_length, keep_end
+from datamodules.encoding.truncation import TooLongError, Truncation, cut_to_length, keep_end, require_whole_pictures
 from datamodules.packing import TokenResponse
+from datamodules.pictures import TEXT_ALONE, PictureReader, SeenPicture
 from datamodules.records import BadRowError, Message, Record, common_prefix_length
 
 
@@ -34,6 +35,7 @@ class ResponseTexts(NamedTuple):
         ranks: rank of each response, 0 the best; None where they were judged alone.
         is_plain: whether it is plain text: no chat template wrote the special tokens.
         ranges: ranges of characters of each whole that are scored; None where all of a response is.
+        pictures: one for each mark in the prompt.
     """
 
     prompt: str
@@ -41,6 +43,7 @@ class ResponseTexts(NamedTuple):
     ranks: tuple[int, ...] | None
     is_plain: bool = False
     ranges: tuple[Sequence[Range], ...] | None = None
+    pictures: tuple[SeenPicture, ...] = ()
 
 
 class ResponseTokens(NamedTuple):
@@ -54,6 +57,7 @@ class ResponseTokens(NamedTuple):
         truncated: what was cut: ``prompt``, ``response``.
         dropped: why parts of the row were left out, one reason for each: ``identical_responses`` and
             ``identical_when_cut`` for a response, ``cut_steps`` for a step.
+        pictures: those that the image tokens of the prompt stand for.
     """
 
     prompt: list[int]
@@ -62,6 +66,7 @@ class ResponseTokens(NamedTuple):
     ranks: tuple[int, ...] | None = None
     truncated: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    pictures: tuple[SeenPicture, ...] = ()
 
 
 class ResponseEncoder:
@@ -74,6 +79,7 @@ class ResponseEncoder:
             ``max_length`` of it, then the end of the responses. ``response_right`` cuts the end, as TRL does, and drops
             a row whose prompt leaves no room. ``drop`` drops the row.
         trained: ``response`` scores every token of a response; ``assistant`` only its assistant turns.
+        pictures: reads those of records; without it rows with pictures are refused.
 
     Raises:
         ValueError: if ``max_length`` is below 2 or the tokenizer has no end-of-sequence token.
@@ -85,12 +91,14 @@ class ResponseEncoder:
         max_length: int,
         truncation: Truncation = "prompt_left",
         trained: Literal["response", "assistant"] = "response",
+        pictures: PictureReader = TEXT_ALONE,
     ) -> None:
         if max_length < 2:
             raise ValueError(f"data.max_length is {max_length}; a prompt and a response need at least 2 tokens")
-        self.tokenizer = TextTokenizer(tokenizer)
+        self.pictures = pictures
+        self.tokenizer = TextTokenizer(tokenizer, pictures.tokens)
         self.tokenizer.require_eos()
-        self.chat = ChatRenderer(self.tokenizer)
+        self.chat = ChatRenderer(self.tokenizer, pictures.processor)
         self.finder = TurnFinder(self.chat)
         self.max_length = max_length
         self.truncation: Truncation = truncation
@@ -100,7 +108,8 @@ class ResponseEncoder:
         """Write a record as the texts to be tokenised; a row that came in tokens has them already.
 
         Raises:
-            BadRowError: if there is no response, or the chat template refuses the conversation.
+            BadRowError: if there is no response, the chat template refuses the conversation, or a picture cannot be
+                shown.
             ValueError: if the record is a conversation and the tokenizer has no chat template.
         """
         if not record.responses:
@@ -108,22 +117,23 @@ class ResponseEncoder:
         is_judged_alone = all(response.label is not None for response in record.responses)
         ranks = None if is_judged_alone else tuple(response.rank for response in record.responses)
         texts: list[Any] = [response.text for response in record.responses]
-        kind = kind_of(record)
+        kind, seen = kind_of(record), self.pictures.read(record)
         if kind == "conversation":
-            return self._render_conversation(record, texts, ranks)
+            return self._render_conversation(record, texts, ranks)._replace(pictures=seen)
         if kind == "text":
-            prompt, *texts = map(self.tokenizer.hide_marks, (str(record.prompt or ""), *texts))
-            return ResponseTexts(prompt, tuple(prompt + text for text in texts), ranks, is_plain=True)
+            prompt = self.chat.plain(str(record.prompt or ""), bool(seen))
+            wholes = tuple(prompt + self.chat.plain(text) for text in texts)
+            return ResponseTexts(prompt, wholes, ranks, is_plain=True, pictures=seen)
         responses = tuple(TokenResponse(self.tokenizer.checked(ids), [True] * len(ids)) for ids in texts)
         prompt_ids = self.tokenizer.checked(cast("list[int]", record.prompt or []))
-        return ResponseTokens(prompt_ids, responses, tuple(range(len(responses))), ranks)
+        return ResponseTokens(prompt_ids, responses, tuple(range(len(responses))), ranks, pictures=seen)
 
     def encode(self, rendered: Sequence[ResponseTexts | ResponseTokens]) -> list[ResponseTokens]:
         """Tokenise rows, all at once. Nothing is cut."""
         rows = [row for row in rendered if isinstance(row, ResponseTexts)]
         ids = tokenize_families(self.tokenizer, [(row.prompt, *row.wholes) for row in rows])
         split = iter(map(self._split, rows, ids))
-        return [next(split) if isinstance(row, ResponseTexts) else row for row in rendered]
+        return [self._with_pictures(next(split) if isinstance(row, ResponseTexts) else row) for row in rendered]
 
     def fit(self, tokens: ResponseTokens) -> ResponseTokens:
         """Check a row and cut it to ``max_length``.
@@ -145,8 +155,10 @@ class ResponseEncoder:
         keep, room, truncated = cut_to_length(len(tokens.prompt), longest, self.max_length, self.truncation)
         if not truncated:
             return tokens
+        prompt = keep_end(tokens.prompt, keep, self.tokenizer.tokenizer.bos_token_id)
+        require_whole_pictures(self.pictures, tokens.prompt, prompt, f"max_length={self.max_length}")
         cut = tokens._replace(
-            prompt=keep_end(tokens.prompt, keep, self.tokenizer.tokenizer.bos_token_id),
+            prompt=prompt,
             responses=tuple(TokenResponse(ids[:room], scored[:room]) for ids, scored in tokens.responses),
             truncated=truncated,
         )
@@ -156,7 +168,7 @@ class ResponseEncoder:
     def _render_conversation(
         self, record: Record, responses: Sequence[list[Message]], ranks: tuple[int, ...] | None
     ) -> ResponseTexts:
-        prompt = self.chat.clean(cast("list[Message]", record.prompt or []))
+        prompt = self.chat.clean(cast("list[Message]", record.prompt or []), self.pictures.sees(record))
         opening = self.chat.render_prompt(record, prompt) if prompt else ""
         wholes, ranges = zip(*(self._whole(record, prompt, opening, response) for response in responses), strict=True)
         return ResponseTexts(opening, wholes, ranks, ranges=None if None in ranges else ranges)
@@ -214,7 +226,18 @@ class ResponseEncoder:
         begin = min(_shared(prompt, whole) for whole in wholes)
         masks = [[True] * len(whole) for whole in wholes] if row.ranges is None else self._masks(row, wholes)
         responses = tuple(TokenResponse(whole[begin:], mask[begin:]) for whole, mask in zip(wholes, masks, strict=True))
-        return ResponseTokens(prompt[:begin], responses, tuple(range(len(responses))), row.ranks)
+        kept = tuple(range(len(responses)))
+        return ResponseTokens(prompt[:begin], responses, kept, row.ranks, pictures=row.pictures)
+
+    def _with_pictures(self, tokens: ResponseTokens) -> ResponseTokens:
+        """Put pictures in the place of their marks in the prompt.
+
+        Raises:
+            BadRowError: if there is not one mark for each, or a response holds an image token.
+        """
+        for response in tokens.responses:
+            self.pictures.require_none(response.tokens)
+        return tokens._replace(prompt=self.pictures.put_in(tokens.pictures, tokens.prompt)[0])
 
 
 def _join(prompt: list[Message], response: list[Message]) -> tuple[list[Message], int]:

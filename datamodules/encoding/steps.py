@@ -18,6 +18,7 @@ from datamodules.encoding.responses import ResponseEncoder, ResponseTexts, Respo
 from datamodules.encoding.spans import mark
 from datamodules.encoding.tokenizers import Range
 from datamodules.encoding.truncation import TooLongError, Truncation
+from datamodules.pictures import TEXT_ALONE, PictureReader
 from datamodules.records import BadRowError, Message, Record, common_prefix_length
 
 
@@ -29,6 +30,7 @@ class StepEncoder(ResponseEncoder):
         max_length: most tokens of prompt and response together.
         truncation: what happens to longer rows; steps that are cut lose their marks.
         step_separator: what follows each step.
+        pictures: reads those of records; without it rows with pictures are refused.
 
     Raises:
         ValueError: if ``max_length`` is below 2 or the tokenizer has no end-of-sequence token.
@@ -40,8 +42,9 @@ class StepEncoder(ResponseEncoder):
         max_length: int,
         truncation: Truncation = "prompt_left",
         step_separator: str = "\n",
+        pictures: PictureReader = TEXT_ALONE,
     ) -> None:
-        super().__init__(tokenizer, max_length, truncation)
+        super().__init__(tokenizer, max_length, truncation, pictures=pictures)
         self.step_separator = step_separator
 
     def render(self, record: Record) -> ResponseTexts:

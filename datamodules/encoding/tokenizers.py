@@ -51,20 +51,22 @@ class TextTokenizer:
 
     Args:
         tokenizer: any Hugging Face tokenizer, fast or slow.
+        image_tokens: special tokens that stand for pictures, which no text may spell out, not even a plain one.
 
     Raises:
         ValueError: if it cannot be found out what the tokenizer puts before a text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_tokens: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
         self.opening = _opening(tokenizer)
         self.splits_words = tokenizer.is_fast and len(set(self._backend().encode("a b c").word_ids) - {None}) > 1
         added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-        self._special = sorted({*added, *map(str, tokenizer.all_special_tokens)}, key=len, reverse=True)
+        self._special = sorted({*added, *map(str, tokenizer.all_special_tokens), *image_tokens}, key=len, reverse=True)
         self._is_special = re.compile("|".join(map(re.escape, self._special)) or "(?!)")
         self._hideable = [OPEN, *self._special]
         self._is_hideable = re.compile("|".join(map(re.escape, self._hideable)))
+        self._is_never_meant = re.compile("|".join(map(re.escape, [OPEN, *image_tokens])))
 
     def require_eos(self) -> None:
         """Refuse a tokenizer whose responses would not end.
@@ -98,11 +100,11 @@ class TextTokenizer:
 
     def hide(self, text: str) -> str:
         """Replace special tokens that a message spells out by marks that the tokenizer does not know."""
-        return self._is_hideable.sub(lambda match: f"{OPEN}{self._hideable.index(match[0])}{CLOSE}", text)
+        return self._is_hideable.sub(self._hidden, text)
 
     def hide_marks(self, text: str) -> str:
-        """Replace the characters of our own marks, so that a text that holds them is not taken for marked."""
-        return text.replace(OPEN, f"{OPEN}0{CLOSE}")
+        """Replace the characters of our own marks and image tokens, so that no text is taken for more than it is."""
+        return self._is_never_meant.sub(self._hidden, text)
 
     def show(self, text: str) -> str:
         """Undo :meth:`hide` and :meth:`hide_marks`."""
@@ -159,6 +161,9 @@ class TextTokenizer:
             ids, offsets = self._pieces(text) if OPEN in text else (encoding.ids, encoding.offsets)
             found.append((ids, _by_offsets(offsets, wanted)))
         return found
+
+    def _hidden(self, match: re.Match[str]) -> str:
+        return f"{OPEN}{self._hideable.index(match[0])}{CLOSE}"
 
     def _backend(self) -> Any:
         """The tokenizer without its wrapper, which takes a third of the time; set as the wrapper would set it."""

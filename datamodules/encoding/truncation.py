@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from datamodules.pictures import PictureReader
 from datamodules.records import BadRowError
 
 Truncation = Literal["prompt_left", "response_right", "drop"]
@@ -59,6 +60,23 @@ def cut_to_length(prompt: int, response: int, max_length: int, truncation: Trunc
         raise TooLongError("prompt_too_long", message)
     parts = (("prompt", keep < prompt), ("response", room < response))
     return Cut(keep, room, tuple(name for name, is_cut in parts if is_cut))
+
+
+def require_whole_pictures(pictures: PictureReader, before: Sequence[int], after: Sequence[int], limit: str) -> None:
+    """Refuse a cut that leaves less than all of the pictures of a row.
+
+    Args:
+        pictures: knows the image token.
+        before: token ids before the cut.
+        after: what is left of them.
+        limit: the length limit, as a setting.
+
+    Raises:
+        TooLongError: if a picture would be cut off or in two.
+    """
+    if not pictures.is_whole(before, after):
+        message = f"has {len(before)} tokens with those of its pictures; to cut them to {limit} would cut a picture"
+        raise TooLongError("cut_image", message)
 
 
 def keep_end(prompt: Sequence[int], keep: int, bos: int | None) -> list[int]:

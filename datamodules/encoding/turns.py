@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.encoding.rendering import ChatRenderer, kind_of
 from datamodules.encoding.spans import TurnFinder
 from datamodules.encoding.tokenizers import Range, TextTokenizer
-from datamodules.encoding.truncation import Truncation, cut_to_length, keep_end
+from datamodules.encoding.truncation import Truncation, cut_to_length, keep_end, require_whole_pictures
+from datamodules.pictures import TEXT_ALONE, PictureReader, SeenPicture
 from datamodules.records import BadRowError, Message, Record, Response, common_prefix_length
 
 Trained = Literal["assistant", "last", "all"]
@@ -32,11 +33,13 @@ class TurnText(NamedTuple):
         text: all of it.
         prompt: the beginning that is not trained, of plain text; None where a chat template wrote the special tokens.
         turns: ranges of characters that are trained, of a conversation.
+        pictures: one for each mark.
     """
 
     text: str
     prompt: str | None = None
     turns: tuple[Range, ...] = ()
+    pictures: tuple[SeenPicture, ...] = ()
 
 
 class TurnTokens(NamedTuple):
@@ -47,12 +50,14 @@ class TurnTokens(NamedTuple):
         scored: one bool per token; True = trained.
         truncated: what was cut: ``prompt``, ``response``.
         dropped: why parts of the row were left out; none are.
+        pictures: those that the image tokens stand for.
     """
 
     tokens: list[int]
     scored: list[bool]
     truncated: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    pictures: tuple[SeenPicture, ...] = ()
 
 
 class TurnEncoder:
@@ -65,7 +70,8 @@ class TurnEncoder:
             trained token, but keeps half of ``max_length`` of it, then the end. ``response_right`` cuts the end, and
             drops a row without a trained token in what is left. ``drop`` drops the row.
         trained: ``assistant`` trains all assistant turns of a conversation, ``last`` the last one only, both the
-            response of a text with a prompt; ``all`` trains every token.
+            response of a text with a prompt; ``all`` trains every token but those of pictures.
+        pictures: reads those of records; without it rows with pictures are refused.
 
     Raises:
         ValueError: if ``max_length`` is below 2 or the tokenizer has no end-of-sequence token.
@@ -77,12 +83,14 @@ class TurnEncoder:
         max_length: int,
         truncation: Truncation = "prompt_left",
         trained: Trained = "assistant",
+        pictures: PictureReader = TEXT_ALONE,
     ) -> None:
         if max_length < 2:
             raise ValueError(f"data.max_length is {max_length}; a prompt and a response need at least 2 tokens")
-        self.tokenizer = TextTokenizer(tokenizer)
+        self.pictures = pictures
+        self.tokenizer = TextTokenizer(tokenizer, pictures.tokens)
         self.tokenizer.require_eos()
-        self.chat = ChatRenderer(self.tokenizer)
+        self.chat = ChatRenderer(self.tokenizer, pictures.processor)
         self.finder = TurnFinder(self.chat)
         self.max_length = max_length
         self.truncation: Truncation = truncation
@@ -98,7 +106,7 @@ class TurnEncoder:
             BadRowError: if there is nothing to imitate, its steps are judged, or the template refuses the conversation.
             ValueError: if the record is a conversation and the tokenizer has no chat template.
         """
-        kind = kind_of(record)
+        kind, seen = kind_of(record), self.pictures.read(record)
         response = min(record.responses, key=lambda response: response.rank, default=Response([]))
         if response.steps:
             message = "the steps of the response are judged, so not all are to be imitated; PreferenceDataModule with "
@@ -106,17 +114,16 @@ class TurnEncoder:
         if response.label is False:
             raise BadRowError("thumb_down", "the response was judged undesirable, so it is not imitated")
         if kind == "conversation":
-            prompt = cast("list[Message]", record.prompt or [])
-            return self._render_conversation(record, [*prompt, *cast("list[Message]", response.text)])
+            return self._render_conversation(record, cast("list[Message]", response.text))._replace(pictures=seen)
         if not record.responses:
             message = "the row has no response to imitate; give 'completion', 'text' or messages"
             raise BadRowError("no_response", message)
         if kind == "text":
-            opening, text = map(self.tokenizer.hide_marks, (str(record.prompt or ""), str(response.text)))
-            return TurnText(opening + text, opening)
+            opening = self.chat.plain(str(record.prompt or ""), bool(seen))
+            return TurnText(opening + self.chat.plain(str(response.text)), opening, pictures=seen)
         before, after = (self.tokenizer.checked(cast("list[int]", ids or [])) for ids in (record.prompt, response.text))
         mask = record.columns.get("trained_mask", [True] * len(after))  # a row in tokens may leave gaps
-        return self._scored(before + after, [False] * len(before) + list(mask))
+        return self._scored(before + after, [False] * len(before) + list(mask))._replace(pictures=seen)
 
     def encode(self, rendered: Sequence[TurnText | TurnTokens]) -> list[TurnTokens]:
         """Tokenise texts, all at once. Nothing is cut."""
@@ -125,10 +132,11 @@ class TurnEncoder:
         ids = self.tokenizer.ids([row.text for row in plain] + [str(row.prompt) for row in plain])
         texts = iter(map(self._responses, plain, ids[: len(plain)], ids[len(plain) :]))
         turns = iter(self.tokenizer.masked_ids([row.text for row in chats], [row.turns for row in chats]))
-        return [
+        rows = (
             row if isinstance(row, TurnTokens) else self._scored(*next(turns if row.prompt is None else texts))
             for row in rendered
-        ]
+        )
+        return [self._with_pictures(row, given.pictures) for row, given in zip(rows, rendered, strict=True)]
 
     def fit(self, tokens: TurnTokens) -> TurnTokens:
         """Check a sequence and cut it to ``max_length``.
@@ -146,13 +154,17 @@ class TurnEncoder:
         if not truncated:
             return tokens
         opening = keep_end(ids[:prompt], keep, self.tokenizer.tokenizer.bos_token_id)
-        end = prompt + room
-        return TurnTokens(opening + ids[prompt:end], [False] * keep + scored[prompt:end], truncated)
+        cut = opening + ids[prompt : prompt + room]
+        require_whole_pictures(self.pictures, ids, cut, f"max_length={self.max_length}")
+        flags = [False] * keep + scored[prompt : prompt + room]
+        return tokens._replace(tokens=cut, scored=flags, truncated=truncated)
 
-    def _render_conversation(self, record: Record, conversation: list[Message]) -> TurnText:
+    def _render_conversation(self, record: Record, response: list[Message]) -> TurnText:
+        prompt = cast("list[Message]", record.prompt or [])
+        conversation = [*prompt, *response]
         if not conversation:
             raise BadRowError("no_response", "the conversation has no messages")
-        messages = self.chat.clean(conversation)
+        messages = self.chat.clean(prompt, self.pictures.sees(record)) + self.chat.clean(response)
         text = self.chat.render(record, messages)
         if self.trained == "all":
             return TurnText(text, turns=((0, len(text)),))
@@ -178,6 +190,15 @@ class TurnEncoder:
         whole = self.tokenizer.closed(row.text, ids)
         begin = common_prefix_length(self.tokenizer.opened(prompt), whole)
         return whole, [False] * begin + [True] * (len(whole) - begin)
+
+    def _with_pictures(self, tokens: TurnTokens, pictures: tuple[SeenPicture, ...]) -> TurnTokens:
+        """Put pictures in the place of their marks.
+
+        Raises:
+            BadRowError: if there is not one mark for each.
+        """
+        ids, scored = self.pictures.put_in(pictures, tokens.tokens, tokens.scored)
+        return tokens._replace(tokens=ids, scored=scored, pictures=pictures)
 
     def _scored(self, ids: list[int], scored: list[bool]) -> TurnTokens:
         """What is trained: nothing precedes the first token, so that it is not."""

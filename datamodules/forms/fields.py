@@ -36,6 +36,7 @@ class Fields:
         self.found = shown_keys(row)
         self.values = {key: value for key, value in _renamed(row, layout).items() if value is not None}
         self.tags = _checked(layout.tags)
+        self.folder = layout.folder
         self.used: set[str] = set()
 
     def __contains__(self, name: str) -> bool:

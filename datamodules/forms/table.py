@@ -236,7 +236,8 @@ def _record(form: Form, fields: Fields, draft: Draft) -> Record:
     margin, tools, kwargs = read_margin(fields), read_tools(fields), read_template_kwargs(fields)
     rest = {name: value for name, value in fields.values.items() if name not in fields.used}
     responses = tuple(_best_first(draft.responses))
-    return Record(form.name, prompt, responses, margin, tools, kwargs, {**rest, **draft.columns}, images)
+    columns = {**rest, **draft.columns}
+    return Record(form.name, prompt, responses, margin, tools, kwargs, columns, images, fields.folder)
 
 
 def _best_first(responses: Sequence[Response]) -> list[Response]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lit_rlhf.types import Segment
+from lit_rlhf.types import Picture, Segment
 
 
 class TokenResponse(NamedTuple):
@@ -33,6 +33,7 @@ class TokenTree(NamedTuple):
         ranks: one per response where they are graded, 0 the best.
         grades: K numbers per response where they are graded, one by each objective, NaN where unknown.
         step_labels: one per scored token where these end judged steps, from 0 (wrong) to 1 (right).
+        pictures: those that the image tokens of the prompt stand for.
     """
 
     prompt: Sequence[int]
@@ -44,6 +45,7 @@ class TokenTree(NamedTuple):
     ranks: Sequence[int] = ()
     grades: Sequence[Sequence[float]] = ()
     step_labels: Sequence[float] = ()
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -60,7 +62,7 @@ class TokenTree(NamedTuple):
         if not self.prompt or not all(response.tokens for response in self.responses):
             raise ValueError(f"row {self.row!r} has an empty prompt or response: {self}")
         responses = [Segment(tokens, scored, parent=0) for tokens, scored in self.responses]
-        return [Segment(self.prompt, [False] * len(self.prompt)), *responses]
+        return [Segment(self.prompt, [False] * len(self.prompt), pictures=self.pictures), *responses]
 
 
 class TokenSequence(NamedTuple):
@@ -71,12 +73,14 @@ class TokenSequence(NamedTuple):
         scored: one bool per token; True = its log-probability counts. Never the first: nothing precedes it.
         row: address of the row, such as ``train.jsonl:17``.
         source: name of the data source.
+        pictures: those that the image tokens stand for.
     """
 
     tokens: Sequence[int]
     scored: Sequence[bool]
     row: str = ""
     source: str = ""
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -34,7 +34,7 @@ def pack_sequences(
 
 def _instructions(sequences: Sequence[TokenSequence]) -> Instructions:
     return Instructions(
-        forest=Forest.pack([Segment(sequence.tokens, sequence.scored)] for sequence in sequences),
+        forest=Forest.pack([Segment(one.tokens, one.scored, pictures=one.pictures)] for one in sequences),
         rows=tuple(sequence.row for sequence in sequences),
         sources=tuple(sequence.source for sequence in sequences),
     )

@@ -29,11 +29,13 @@ class Block(NamedTuple):
         rows: (address, data) of each.
         place: where the unit goes on after them.
         num_bytes: memory that they take, roughly.
+        folder: of the file that they lie in; empty where no file of ours holds them.
     """
 
     rows: list[tuple[str, Any]]
     place: Place
     num_bytes: int
+    folder: str = ""
 
 
 class Undecoded(ABC):
@@ -79,11 +81,13 @@ class Reader(ABC):
     Args:
         name: what addresses begin with.
         num_units: pieces that can be opened by themselves.
+        folder: of the file; empty where there is none.
     """
 
-    def __init__(self, name: str, num_units: int) -> None:
+    def __init__(self, name: str, num_units: int, folder: str = "") -> None:
         self.name = name
         self.num_units = num_units
+        self.folder = folder
 
     @property
     @abstractmethod

@@ -28,7 +28,7 @@ class FileReader(Reader):
     """
 
     def __init__(self, file: Path, name: str, num_units: int = 1) -> None:
-        super().__init__(name, num_units)
+        super().__init__(name, num_units, str(file.parent))
         self.file = file
         self.num_bytes = file.stat().st_size
 

@@ -6,7 +6,10 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from PIL.Image import Image
+
 from datamodules.readers.blocks import BLOCK_BYTES, BLOCK_ROWS, Block, Place, Reader, Undecoded
+from datamodules.readers.image_columns import ImageRow, StoredRows, has_image_columns
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -30,7 +33,8 @@ class Item(Undecoded):
 
     def decode(self) -> object:
         """Return the row."""
-        return self.rows[self.index]
+        row = self.rows[self.index]
+        return row.decode() if isinstance(row, Undecoded) else row
 
 
 class Indexed(Reader):
@@ -43,13 +47,13 @@ class Indexed(Reader):
 
     def __init__(self, rows: Sequence[Any], name: str) -> None:
         super().__init__(name, -(-len(rows) // _UNIT_ROWS))
-        self.rows = rows
+        self.rows = StoredRows(rows) if has_image_columns(rows) else rows
 
     @property
     def fingerprint(self) -> list[Any]:
         """Number of rows, and a checksum of the first and the last."""
         ends = [self.rows[0], self.rows[len(self.rows) - 1]] if len(self.rows) else []
-        return [len(self.rows), zlib.crc32(repr(ends).encode(errors="backslashreplace"))]
+        return [len(self.rows), zlib.crc32(repr(_told(ends)).encode(errors="backslashreplace"))]
 
     def blocks(self, unit: int, place: Place = None) -> Iterator[Block]:
         """Yield the one block of a unit."""
@@ -100,6 +104,9 @@ class Streamed(Reader):
         """Yield blocks from front to back."""
         number, state = place or (0, None)
         stream = self.open_stream()
+        features = stream.features if has_image_columns(stream) else None
+        if features is not None:
+            stream = stream.decode(False)
         if state is not None:
             stream.load_state_dict(state)
         elif number:
@@ -107,7 +114,8 @@ class Streamed(Reader):
         # `iter` and not `__iter__`, which inside a DataLoader's worker keeps other workers' shards to itself.
         for columns in stream.iter(batch_size=BLOCK_ROWS):
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            named = [(f"{self.name}:{at}", row) for at, row in enumerate(rows, number + 1)]
+            found = rows if features is None else [ImageRow(row, features) for row in rows]
+            named = [(f"{self.name}:{at}", row) for at, row in enumerate(found, number + 1)]
             number += len(rows)
             yield Block(named, [number, stream.state_dict() if self.is_hub else None], BLOCK_BYTES)
 
@@ -118,3 +126,14 @@ class Streamed(Reader):
 
     def counts(self, unit: int) -> None:
         """Nobody knows without reading everything."""
+
+
+def _told(value: Any) -> Any:
+    """A value that is written alike in every process: a picture is, by its pixels and not by its place in memory."""
+    if isinstance(value, dict):
+        return {key: _told(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_told(part) for part in value]
+    if isinstance(value, ImageRow):
+        return value.row
+    return (value.mode, value.size, zlib.crc32(value.tobytes())) if isinstance(value, Image) else value

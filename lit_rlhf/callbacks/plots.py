@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_rlhf.callbacks.row_plots import draw_rows
 from lit_rlhf.reports.curves import HELD_OUT, WITH_ROLLOUTS, curves, path_against_kl
 from lit_rlhf.reports.metrics_table import read_metrics
 
@@ -64,6 +65,7 @@ def draw(folder: Path) -> list[Path]:
     if path := score_against_kl(read_metrics(folder)):
         pictures.append(folder / "plots" / "score_against_kl.png")
         path.savefig(pictures[-1], dpi=120)
+    pictures += draw_rows(folder)
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns, 2.9 * rows), layout="constrained")

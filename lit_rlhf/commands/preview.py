@@ -155,6 +155,8 @@ def _from_files(arguments: argparse.Namespace, files: Sequence[str], console: Co
         console.print(f"read as --kind {kind}", style="yellow")
     max_length = arguments.max_length or 1024
     common: dict[str, Any] = {arguments.split: sources, "tokenizer": resolve(arguments.tokenizer or EMBEDDED)}
+    if not arguments.tokenizer:
+        common["images"] = "ignore"  # the embedded model has no eyes, and nobody asked for it
     if kind == "prompts":
         return PromptDataModule(**common, max_prompt_length=max_length)
     if kind == "sft":

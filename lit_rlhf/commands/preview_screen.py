@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import count, groupby
 from typing import cast
 
 from rich import box
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from datamodules.inspection import Piece, SourceReport, pieces, visible
 from datamodules.making import Outcome
+from datamodules.pictures import SeenPicture
 from datamodules.prompt import PromptDataModule
 from datamodules.records import Record
 from datamodules.streamed import StreamedDataModule
@@ -24,6 +25,7 @@ OPEN, CLOSE = "\N{LEFT WHITE SQUARE BRACKET}", "\N{RIGHT WHITE SQUARE BRACKET}"
 
 _PERCENTILES = {0: "least", 50: "median", 90: "90 %", 99: "99 %", 100: "most"}
 _ENDS = 150  # tokens shown of each end of a long piece
+_DIGEST = 8  # letters of a picture's digest
 _GOOD_FILL = 0.8
 _SHOWN_AS_THEY_ARE = (
     "\n\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # the latter two are part of how words are spelt
@@ -95,6 +97,7 @@ def example(outcome: Outcome, data: StreamedDataModule, is_whole: bool = False) 
     form = cast(Record, outcome.record).form
     cut = f", cut: {' and '.join(outcome.tokens.truncated)}" if outcome.tokens.truncated else ""
     parts = [Text.assemble((printable(outcome.row.address), "bold"), f"  {form}{cut}")]
+    parts += map(_picture, count(1), outcome.tokens.pictures)
     for piece in pieces(outcome, data.task()):
         num_marked, number = sum(piece.trained), len(piece.tokens)
         marked = f", {'all' if num_marked == number else f'{num_marked:,}'} {data.marked}" if num_marked else ""
@@ -176,7 +179,15 @@ def _endless(report: SourceReport, data: StreamedDataModule) -> str:
 
 
 def _pictures(report: SourceReport, data: StreamedDataModule) -> str:
-    return f"{report.num_images:,}, which a model of text alone does not see" if report.num_images else ""
+    """How many there are, and how many tokens each takes."""
+    if not report.num_images:
+        return ""
+    if not report.image_tokens:
+        return f"{report.num_images:,}, none of which the model sees"
+    least, most = min(report.image_tokens), max(report.image_tokens)
+    each = _counted(least, "token") if least == most else f"{least:,} to {most:,} tokens"
+    seen = f"{len(report.image_tokens):,} seen, {len(report.images):,} different"
+    return f"{report.num_images:,}, {seen}; {each} each"
 
 
 def _chosen(report: SourceReport, data: StreamedDataModule) -> str:
@@ -238,6 +249,15 @@ def _losses(report: SourceReport, data: StreamedDataModule) -> Group:
         return Group(table)
     stops = ", ".join(reason for reason, loss in losses if not loss.is_length)
     return Group(table, "", Text(f"training would stop at {stops}; on_bad_row drop leaves such rows out", "red"))
+
+
+def _picture(number: int, seen: SeenPicture) -> Text:
+    """A picture in a line: its size, what it takes, and by what to tell it from others."""
+    width, height = seen.size
+    digest = seen.picture.digest[:_DIGEST]
+    said = f"  {width:,} x {height:,} pixels, {_counted(seen.picture.num_tokens, 'token')}, {digest}"
+    frames = ", of which only the first frame is seen" if seen.is_moving else ""
+    return Text.assemble((f"picture {number}", "bold cyan"), (said + frames, "dim"))
 
 
 def _shortened(piece: Piece, data: StreamedDataModule, num_ends: int) -> Text:

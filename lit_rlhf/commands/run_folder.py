@@ -1,8 +1,8 @@
 """The folder of a run: which one a new run takes, and which one a checkpoint belongs to.
 
 ``runs/<name>/`` holds all that a run leaves: ``adapter_model.safetensors`` and ``adapter_config.json`` (a whole model
-after full fine-tuning), tokenizer and chat template, ``config.yaml``, ``metrics.csv``, ``plots/``, ``samples.jsonl``,
-``report.html`` with ``run.json`` and ``heldout.jsonl``, ``README.md`` and ``checkpoints/``.
+after full fine-tuning), tokenizer and chat template, ``config.yaml``, ``metrics.csv``, ``tensorboard/``, ``plots/``,
+``samples.jsonl``, ``report.html`` with ``run.json`` and ``heldout.jsonl``, ``README.md`` and ``checkpoints/``.
 """
 
 from __future__ import annotations

@@ -29,10 +29,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_rlhf.callbacks.checkpoints import IterationCheckpoint, StepCheckpoint
+from lit_rlhf.callbacks.event_files import EventFiles, is_available
 from lit_rlhf.callbacks.export import AdapterExport
 from lit_rlhf.callbacks.health import HealthBands
 from lit_rlhf.callbacks.held_out import HeldOutRows
@@ -86,6 +87,22 @@ def read_data(words: Sequence[str]) -> LightningDataModule:
     if data is None:
         raise ValueError("the configuration has no `data`")
     return data
+
+
+def read_run(words: Sequence[str]) -> tuple[LightningModule, LightningDataModule | None, Namespace]:
+    """Make the module and the data module that ``fit`` would; no weights are read, no data, and nothing is trained.
+
+    Args:
+        words: what follows ``fit`` on its command line.
+
+    Returns:
+        Both, and the settings of ``fit``.
+
+    Raises:
+        ValueError: for settings that a module refuses.
+    """
+    cli = _cli(PartsCLI, "fit", words)
+    return cli.model, cli.datamodule, cli.config.fit
 
 
 def _cli(kind: type[TrainingCLI], command: str, words: Sequence[str]) -> TrainingCLI:
@@ -233,7 +250,10 @@ class TrainingCLI(LightningCLI):
         given = [logger for logger in given if isinstance(logger, Logger)]
         if self.subcommand != "fit" or config.logger is False:
             return given or False
-        return [MetricsFile(config.default_root_dir), *given]
+        ours: list[Logger] = [MetricsFile(config.default_root_dir)]
+        if is_available() and not any(isinstance(logger, TensorBoardLogger) for logger in given):
+            ours.append(EventFiles(config.default_root_dir))
+        return [*ours, *given]
 
 
 class DataCLI(TrainingCLI):
@@ -253,6 +273,26 @@ class DataCLI(TrainingCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""
+
+
+class PartsCLI(DataCLI):
+    """Reads what ``fit`` takes, and makes the module and the data module of it."""
+
+    def before_instantiate_classes(self) -> None:
+        """Link and resolve as for the data alone, and in the model."""
+        config = self.config[self.subcommand]
+        _link_tokenizer(config)
+        _link_objectives(config)
+        for part in ("model", "data"):
+            if config.get(part) is not None:
+                config[part] = _resolve_all(config[part])
+
+    def instantiate_classes(self) -> None:
+        """Make both; no trainer."""
+        config = self.config[self.subcommand]
+        parts = Namespace(**{part: config[part] for part in ("model", "data") if config.get(part) is not None})
+        made = self._parser(self.subcommand).instantiate(parts)
+        self.model, self.datamodule = made.model, made.get("data")
 
 
 def _link_tokenizer(config: Namespace) -> None:

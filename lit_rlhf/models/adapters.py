@@ -37,6 +37,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_rlhf.models.loading import local_or_hub
+from lit_rlhf.models.moe.expert_lora import keep_low_rank
+from lit_rlhf.models.moe.targets import linear_targets, target_parameters
 from lit_rlhf.models.options import LoraOptions
 from lit_rlhf.models.targets import target_modules
 from lit_rlhf.models.whole import whole_state
@@ -53,18 +55,27 @@ MUTATING = ("pissa", "olora")
 """Initialisations that change the backbone's weights: "adapter off" is then no longer the model that was loaded."""
 
 
-def new_adapter(model: PreTrainedModel, options: LoraOptions, name: str = POLICY) -> PeftModel:
+def new_adapter(
+    model: PreTrainedModel, options: LoraOptions, name: str = POLICY, *, train_router: bool = False
+) -> PeftModel:
     """Put a fresh LoRA adapter on a frozen model.
+
+    Args:
+        model: that it goes on.
+        options: of the adapter.
+        name: of it.
+        train_router: whether it goes on the routers of a mixture of experts, too.
 
     Raises:
         ValueError: if the options do not fit the model.
     """
     config = LoraConfig(
         task_type="CAUSAL_LM",
+        target_parameters=target_parameters(model, options, train_router=train_router),
         r=options.r,
         lora_alpha=cast(int, options.alpha),
         lora_dropout=options.dropout,
-        target_modules=target_modules(model, options.target_modules),
+        target_modules=linear_targets(model, target_modules(model, options.target_modules)),
         exclude_modules=options.exclude_modules or None,
         modules_to_save=options.modules_to_save or None,
         init_lora_weights=True if options.init == "default" else options.init,
@@ -72,7 +83,7 @@ def new_adapter(model: PreTrainedModel, options: LoraOptions, name: str = POLICY
         use_dora=options.use_dora,
     )
     try:
-        return get_peft_model(model, config, adapter_name=name)
+        return keep_low_rank(get_peft_model(model, config, adapter_name=name))
     except (ValueError, TypeError) as error:
         raise ValueError(f"backbone.lora does not fit '{model.name_or_path}': {error}") from error
 
@@ -98,7 +109,7 @@ def load_adapter(model: PreTrainedModel, folder: str, dropout: float, name: str 
             model, local_or_hub(folder), adapter_name=name, is_trainable=True, config=config, use_safetensors=True
         )
         _refuse_other_layers(adapted, set(load_peft_weights(local_or_hub(folder))), name)
-    return adapted
+    return keep_low_rank(adapted)
 
 
 def add_adapter(model: PeftModel, folder: str, name: str) -> None:
@@ -124,6 +135,7 @@ def add_adapter(model: PeftModel, folder: str, name: str) -> None:
         weights = load_peft_weights(local_or_hub(folder))
         set_peft_model_state_dict(model, weights, adapter_name=name)
         _refuse_other_layers(model, set(weights), name)
+    keep_low_rank(model)
     model.set_adapter(active)
     _train_only(model, trainable)
 

@@ -15,6 +15,7 @@ from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.layers.attention import FOREST_ATTENTION
 from lit_rlhf.models.layout import set_attention
 from lit_rlhf.models.loading import keep_four_bits_as_they_are, load_causal_lm, switch_dropout_off
+from lit_rlhf.models.moe.routers import freeze_routers
 from lit_rlhf.models.options import BackboneConfig
 
 ReferenceKind = Literal["none", "fixed", "moving"]
@@ -42,9 +43,11 @@ def build_backbone(
     if not config.lora.enabled:
         second = load_causal_lm(config, device).eval() if reference != "none" else None
         model.requires_grad_(True)
+        if not config.train_router:
+            freeze_routers(model)
         return Backbone(model, second, config.attention)
     if config.adapter is None:
-        policy = adapters.new_adapter(model, config.lora, role)
+        policy = adapters.new_adapter(model, config.lora, role, train_router=config.train_router)
     else:
         policy = adapters.load_adapter(model, config.adapter, config.lora.dropout, role)
     if config.adapter is None and config.lora.init in adapters.MUTATING:

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from lit_rlhf.models.layers.fused import fuse
+from lit_rlhf.models.moe.four_bit import quantise_experts
 from lit_rlhf.models.options import BackboneConfig
 from lit_rlhf.models.vision import is_seeing, parts_beside_decoder
 
@@ -67,6 +68,8 @@ def load_causal_lm(
             f"{', '.join(sorted(missing)[:4])} ({len(missing)} missing in all)"
         )
     keep_four_bits_as_they_are(model)
+    if config.quantization == "nf4" and quantise_experts(model, device) and device is not None:
+        nn.Module.to(model, device)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.fused:
@@ -183,7 +186,10 @@ def _from_pretrained(
     is_quantized = config.quantization != "none"
     skipped = _unquantized(kind, model_config) if is_quantized and is_seeing(model_config) else None
     quantization = quantization_config(config.quantization, dtype, skipped)
-    placement = {"": device or torch.device("cpu")} if quantization is not None else None
+    # Experts come in full precision, which the device need not have room for, and are put into 4 bits one by one.
+    comes_by_cpu = config.quantization == "nf4" and _num_experts(model_config)
+    place = torch.device("cpu") if device is None or comes_by_cpu else device
+    placement = {"": place} if quantization is not None else None
     attention = None if config.attention in OWN_ATTENTION else config.attention
     if attention is None and model_config.get_text_config().to_dict().get("attn_logit_softcapping"):
         attention = "eager"  # older transformers choose sdpa here, which leaves the soft cap out
@@ -211,6 +217,13 @@ def _unquantized(kind: Any, config: PretrainedConfig) -> list[str]:
         empty = kind.from_config(config, trust_remote_code=False)
     head = empty.get_output_embeddings()
     return [*parts_beside_decoder(empty), *(name for name, part in empty.named_modules() if part is head)]
+
+
+def _num_experts(config: PretrainedConfig) -> int:
+    """Experts of a layer that tokens choose from; 0 in a dense model."""
+    values = config.get_text_config().to_dict()
+    counts = (values.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    return next((int(count) for count in counts if count), 0)
 
 
 def drop_lm_head(model: PreTrainedModel) -> str:

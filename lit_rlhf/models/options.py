@@ -23,6 +23,8 @@ class LoraOptions:
         modules_to_save: name endings of layers that are trained whole beside the adapter, such as ``[lm_head]``.
         init: how the adapter starts. "default" and "gaussian" start as no change; "orthogonal" too; "pissa" (arXiv
             2404.02948) and "olora" (arXiv 2406.01775) take their start out of the backbone's weights.
+        target_experts: put an adapter on the experts of a mixture, too; in stacked weights "all-linear" does not see
+            them. Without dropout.
         use_rslora: scale by alpha / sqrt(r) (arXiv 2312.03732).
         use_dora: train magnitude and direction apart (arXiv 2402.09353).
     """
@@ -35,6 +37,7 @@ class LoraOptions:
     exclude_modules: list[str] = field(default_factory=list)
     modules_to_save: list[str] = field(default_factory=list)
     init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    target_experts: bool = False
     use_rslora: bool = False
     use_dora: bool = False
 
@@ -67,6 +70,10 @@ class BackboneConfig:
         fused: run LoRA layers, norms and gated MLPs of Llama-type decoders through this package's own autograd
             functions, which keep less and do less; layers that do not fit keep the stock path.
         lora: the adapters.
+        train_router: train the routers of a mixture of experts as well, by adapters of their own, or whole where all
+            weights are trained. Otherwise they stay as they are.
+        router_aux_loss_coef: weight of the load-balancing loss, 0.001-0.02 usual where routers are trained; 0 = none.
+            It reaches a frozen router's input as well: through the layers below.
     """
 
     name_or_path: str
@@ -78,8 +85,12 @@ class BackboneConfig:
     gradient_checkpointing: bool = False
     fused: bool = True
     lora: LoraOptions = field(default_factory=LoraOptions)
+    train_router: bool = False
+    router_aux_loss_coef: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.router_aux_loss_coef < 0:
+            raise ValueError(f"backbone.router_aux_loss_coef is {self.router_aux_loss_coef}; it is not negative")
         if not self.lora.enabled and self.quantization != "none":
             raise ValueError(
                 f"quantization '{self.quantization}' freezes the backbone, and lora.enabled=false trains it: "

@@ -37,23 +37,24 @@ _WHILE_TRAINING = ("train", "rollout", "time")
 
 _Item = TypeVar("_Item")
 
+_PALETTE = (2, 1, 5, 6, 3, 7, 4, 0)
+"""Numbers of the colours of all others, in this order."""
+
 Spread = Mapping[str, Sequence[float]]
 """Values by the name of what they are of."""
 
 
 def colour(name: str, others: Sequence[str] = ()) -> int:
-    """Number of the colour of a line: its own by its last word, then by its first, else by its place.
+    """Number of the colour of a line: its own, or one that the same part has in training and held out.
 
     Args:
         name: such as ``val`` or ``train chosen``.
         others: all lines of the drawing.
     """
     split, _, side = name.partition(" ")
-    if side in _COLOURS:
-        return _COLOURS[side]
-    if side and others:
-        return (2 + list(others).index(name)) % 8
-    return _COLOURS.get(split, list(others).index(name) % 8 if name in others else 2)
+    parts = sorted({other.partition(" ")[2] or other for other in others})
+    place = _PALETTE[parts.index(side or name) % len(_PALETTE)] if name in others else _PALETTE[0]
+    return _COLOURS.get(side or split, place)
 
 
 def line_chart(title: str, lines: Lines, note: str = "", colours: Mapping[str, int] | None = None) -> Html | None:

@@ -12,7 +12,7 @@ from lit_rlhf.reports import telling
 from lit_rlhf.reports.answers import by_prompt, exchange
 from lit_rlhf.reports.axes import written
 from lit_rlhf.reports.charts import line_chart, point_chart
-from lit_rlhf.reports.curves import FIRST, Lines, curves, path_against_kl
+from lit_rlhf.reports.curves import Lines, curves, ordered, path_against_kl
 from lit_rlhf.reports.drawings import grid
 from lit_rlhf.reports.left import Run, read_run
 from lit_rlhf.reports.markup import Html, el, join, table
@@ -84,7 +84,7 @@ def final_numbers(runs: Named) -> Html | None:
     """Last held-out value of each metric, run by run."""
     metrics = {metric for run in runs.values() for row in run.metrics for metric in row}
     found: dict[str, list[str]] = {}
-    for name in _ordered({metric[4:] for metric in metrics if metric.startswith("val/")}):
+    for name in ordered({metric[4:] for metric in metrics if metric.startswith("val/")}):
         ends = [run.ends(f"val/{name}") for run in runs.values()]
         last = [written(end[1]) if end else _NONE for end in ends]
         if len({*last}) > 1 and not name.startswith("data/"):
@@ -107,7 +107,7 @@ def curves_together(runs: Named) -> Html | None:
     }
     shared = [
         title
-        for title in _ordered({title for own in panels.values() for title in own})
+        for title in ordered({title for own in panels.values() for title in own})
         if sum(bool(own.get(title)) for own in panels.values()) > 1
     ]
     figures = [
@@ -148,7 +148,12 @@ def answers_together(runs: Named) -> Html | None:
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[Named], Html | None]], ...] = (
-    ("Final numbers", "Last held-out value of each run; what is the same in all is left out.", final_numbers),
+    (
+        "Final numbers",
+        "Last held-out value of each run; what is the same in all is left out. Algorithms measure `loss` each in its "
+        "own way, and `kl` per response (with rollouts) or per token (DPO): compare those of one algorithm.",
+        final_numbers,
+    ),
     ("Curves", "Held-out values where there are some, else those of training.", curves_together),
     (
         "Score against KL",
@@ -183,8 +188,9 @@ def _overview(runs: Named, file: Path) -> Html:
     for name, run in runs.items():
         own = run.folder / FILE
         title = el("a", name, href=_relative(own, file)) if own.is_file() else name
-        rows.append([title, run.algorithm, telling.outcome(run), "; ".join(run.problems) or "none"])
-    return table(["run", "algorithm", "outcome", "problems in reading"], rows, "Runs")
+        told = el("span", telling.outcome(run), *(el("em", f" {problem}.") for problem in run.problems))
+        rows.append([title, run.algorithm, told])
+    return table(["run", "algorithm", "outcome"], rows, "Runs")
 
 
 def _given(one: dict[str, Any]) -> Html:
@@ -219,10 +225,6 @@ def _named(runs: Sequence[Run]) -> Named:
 def _whole(lines: Lines) -> list[tuple[float, float]]:
     """The line of a panel that is held out, else the first one that is not a part of another."""
     return next((lines[split] for split in ("val", "rollout", "train") if split in lines), [])
-
-
-def _ordered(names: set[str]) -> list[str]:
-    return [*(name for name in FIRST if name in names), *sorted(names - {*FIRST})]
 
 
 def _colours(runs: Named) -> dict[str, int]:

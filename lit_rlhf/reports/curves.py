@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from lit_rlhf.reports.axes import is_drawable
 from lit_rlhf.reports.metrics_table import MetricRows
@@ -43,13 +44,22 @@ def curves(rows: MetricRows) -> dict[str, Lines]:
         for metric in row.keys() & places:
             panel, line = places[metric]
             panels.setdefault(panel, {}).setdefault(line, []).append((row["step"], row[metric]))
-    rest = sorted(panels.keys() - {*FIRST}, key=lambda name: (name.startswith("data/"), name))
-    names = (*(name for name in FIRST if name in panels), *rest)
     return {
         name: dict(sorted(panels[name].items()))
-        for name in names
+        for name in ordered(panels)
         if any(_moves(line) for line in panels[name].values())
     }
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Names of panels or metrics: what says most first, what became of rows last.
+
+    Args:
+        names: in any order, each once.
+    """
+    known = set(names)
+    rest = sorted(known - {*FIRST}, key=lambda name: (name.startswith("data/"), name))
+    return [*(name for name in FIRST if name in known), *rest]
 
 
 def path_against_kl(rows: MetricRows, split: str, name: str) -> list[tuple[float, float, float]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_rlhf.reports.axes import written
 from lit_rlhf.reports.charts import line_chart, point_chart, reliability_chart, share_chart, spread_chart
-from lit_rlhf.reports.curves import WITH_ROLLOUTS, curves, path_against_kl
+from lit_rlhf.reports.curves import WITH_ROLLOUTS, Point, curves, path_against_kl
 from lit_rlhf.reports.left import Row, Run
 from lit_rlhf.reports.markup import Html, el, join, table
 from lit_rlhf.reports.words import healthy
@@ -16,7 +16,7 @@ from lit_rlhf.reports.words import healthy
 _NUM_CURVES = 6
 """Curves that are seen at once; the others are a click away."""
 
-_LENGTHS = {"score": "length", "chosen": "chosen_length", "rejected": "rejected_length"}
+LENGTHS = {"score": "length", "chosen": "chosen_length", "rejected": "rejected_length"}
 """Columns of held-out rows that are scores or implicit rewards, and those with the tokens of the same response."""
 
 
@@ -70,13 +70,18 @@ def calibration(run: Run) -> Html | None:
 
 def length_against_reward(run: Run) -> Html | None:
     """Whether responses are rewarded for being long."""
-    points = {
-        name: [(row[length], row[name]) for row in run.last_rows if _is_number(row, length) and _is_number(row, name)]
-        for name, length in _LENGTHS.items()
-    }
+    points = points_by_length(run)
     together = correlation([point for some in points.values() for point in some])
     said = "reward" if together is None else f"reward; correlation {together:+.2f}"
     return grid([point_chart("reward by length", points, ("tokens of the response", said))])
+
+
+def points_by_length(run: Run) -> dict[str, list[Point]]:
+    """(tokens, reward) of the last responses: of all, or of chosen and rejected ones."""
+    return {
+        name: [(row[length], row[name]) for row in run.last_rows if _is_number(row, length) and _is_number(row, name)]
+        for name, length in LENGTHS.items()
+    }
 
 
 def phases(run: Run) -> Html | None:

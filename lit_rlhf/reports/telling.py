@@ -56,8 +56,8 @@ def outcome(run: Run) -> str:
 def key_numbers(run: Run) -> Html | None:
     """First and last value of what was held out, the most telling on top."""
     names = {metric.removeprefix("val/") for row in run.metrics for metric in row if metric.startswith("val/")}
-    ordered = (*(name for name in HEADLINES if name in names), *sorted(names - {*HEADLINES}))
-    ends = {name: found for name in ordered if (found := run.ends(f"val/{name}")) and found[0] != found[1]}
+    in_order = (*(name for name in HEADLINES if name in names), *sorted(names - {*HEADLINES}))
+    ends = {name: found for name in in_order if (found := run.ends(f"val/{name}")) and found[0] != found[1]}
     if not ends:
         return None
     tiled = [item for item in ends.items() if item[0] in HEADLINES] or [*ends.items()]

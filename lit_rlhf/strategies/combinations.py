@@ -20,6 +20,8 @@ from lightning.pytorch.strategies import (
     Strategy,
 )
 
+from lit_rlhf.models.moe.four_bit import has_four_bit_experts
+
 _NAMES: tuple[tuple[type[Strategy], str], ...] = (
     (SingleDeviceStrategy, "single"),
     (DDPStrategy, "ddp"),
@@ -37,12 +39,14 @@ class Combination(NamedTuple):
         precision: of the Trainer, such as "bf16-true".
         is_int8: whether some weights are held in 8 bits.
         learns_from_rollouts: whether the algorithm takes its steps by hand, as PPO and its kin do.
+        has_four_bit_experts: whether experts of a mixture are held in 4 bits.
     """
 
     strategy: str
     precision: str = "32-true"
     is_int8: bool = False
     learns_from_rollouts: bool = False
+    has_four_bit_experts: bool = False
 
 
 class Refusal(NamedTuple):
@@ -96,6 +100,11 @@ REFUSALS = (
         "trainer.precision is '16-mixed', which needs a scaled loss, and gradients would be clipped before that is "
         "undone; take 'bf16-mixed'",
     ),
+    Refusal(
+        lambda run: run.strategy == "fsdp2" and run.has_four_bit_experts,
+        "trainer.strategy is 'fsdp2' and experts are held in nf4, one by one, which sharding would cut across; take "
+        "backbone.quantization 'none', or trainer.strategy 'ddp', where each rank holds all of the 4-bit model",
+    ),
 )
 """What is refused; the first that applies is told."""
 
@@ -126,7 +135,8 @@ def refuse_combination(module: LightningModule) -> None:
         return
     strategy = trainer.strategy
     is_int8 = any(isinstance(part, bitsandbytes.nn.Linear8bitLt) for part in module.modules())
-    refuse(Combination(_name(strategy), trainer.precision, is_int8, not module.automatic_optimization))
+    four_bit = has_four_bit_experts(module)
+    refuse(Combination(_name(strategy), trainer.precision, is_int8, not module.automatic_optimization, four_bit))
 
 
 def _name(strategy: Strategy) -> str:

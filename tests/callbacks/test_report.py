@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from lightning.pytorch import Trainer
 
 from lit_rlhf.callbacks import report
 from lit_rlhf.callbacks.health import HealthBands
+from lit_rlhf.callbacks.held_out import HeldOutRows
 from lit_rlhf.callbacks.metrics_file import MetricsFile
 from lit_rlhf.callbacks.report import Report, command_line
 
@@ -56,6 +58,12 @@ def test_nothing_is_left_by_a_trial(train, policy, tmp_path):
     train(policy(), Report(), fast_dev_run=True)
     assert not (tmp_path / "run.json").exists()
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_first_rank_alone_writes(train, policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "is_global_zero", False)
+    train(policy(), Report(), HeldOutRows())
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in (".json", ".html", ".jsonl")] == []
 
 
 def test_a_resumed_run_counts_on(train, policy, tmp_path):

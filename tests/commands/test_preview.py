@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from lit_rlhf.cli import main
 from lit_rlhf.commands import preview as command
 from lit_rlhf.commands.preview_screen import _FACTS
+from tests.tiny_vision import draw
 
 PAGE = (Path(__file__).parents[2] / "docs/preview.md").read_text(encoding="utf-8")
 GOOD = {"prompt": "Question", "chosen": " yes", "rejected": " no"}
@@ -369,3 +371,19 @@ def test_prompts_and_texts_are_shown_one_after_the_other(capsys, write):
     with pytest.raises(SystemExit):
         shown("--row", "other.jsonl:1")
     assert "no source has the row 'other.jsonl:1'" in capsys.readouterr().err
+
+
+def test_pictures_are_shown_by_size_tokens_and_digest(capsys, write, tiny_llava, tmp_path):
+    draw(tmp_path / "a.png", (40, 30))
+    rows = [{**GOOD, "prompt": "<image><image>?", "images": ["a.png", "a.png"]}, {**GOOD, "images": ["b.png"]}, GOOD]
+    file = write("pairs.jsonl", *rows)
+    main(["preview", file, "--tokenizer", str(tiny_llava)])
+    shown = capsys.readouterr().out
+    assert re.search(r"pictures +3, 2 seen, 1 different; 16 tokens each", shown)
+    assert re.search(r"missing_image +1 +pairs\.jsonl:2: images\[0\]: no file 'b\.png' lies in", shown)
+    lines = re.findall(r"picture (\d)  40 x 30 pixels, 16 tokens, ([0-9a-f]{8})\n", shown)
+    assert [number for number, _ in lines] == ["1", "2"]
+    assert lines[0][1] == lines[1][1]
+    assert "<image> x 32?" in shown
+    main(["preview", file])
+    assert re.search(r"pictures +3, none of which the model sees", capsys.readouterr().out)

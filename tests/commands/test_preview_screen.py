@@ -96,7 +96,7 @@ def test_what_is_as_it_should_be_is_not_mentioned(seen, printed):
 
 def test_the_panel_of_rows_with_every_trouble(seen, printed):
     rows = [GOOD, GOOD, {**GOOD, "prompt": "Q " * 50}, {**GOOD, "chosen": ""}, {**GOOD, "images": ["a.png"]}]
-    report, data = seen(rows, max_length=40)
+    report, data = seen(rows, max_length=40, images="ignore")
     said = lines(printed(source_panel(report, data)))
     most = max(report.lengths["whole"])
     assert said["rows"] == "5, all read"
@@ -105,7 +105,7 @@ def test_the_panel_of_rows_with_every_trouble(seen, printed):
     assert said["too long"] == f"1 example (25.0 %) for max_length 40; {most} would do for all"
     assert said["cut"] == "the prompt of 1"
     assert said["repeated"] == "1 example (25.0 %) with the tokens of an earlier one"
-    assert said["pictures"] == "1, which a model of text alone does not see"
+    assert said["pictures"] == "1, none of which the model sees"
 
 
 def test_the_length_that_would_do_for_nearly_all(seen):

@@ -23,7 +23,7 @@ from lit_rlhf.commands import training
 FILES = {
     "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "config.yaml",
     "metrics.csv", "samples.jsonl", "tokenizer.json", "tokenizer_config.json", "checkpoints", "plots", "heldout.jsonl",
-    "run.json", "report.html",
+    "run.json", "report.html", "tensorboard",
 }  # fmt: skip
 
 
@@ -168,8 +168,14 @@ def test_loggers_of_the_user_stand_behind_the_metrics_file(caught, fit, tmp_path
     with pytest.raises(CaughtError):
         fit(tmp_path / "x", "--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'logs'}")
     trainer = caught[0].trainer
-    assert [type(logger).__name__ for logger in trainer.loggers] == ["MetricsFile", "CSVLogger"]
+    assert [type(logger).__name__ for logger in trainer.loggers] == ["MetricsFile", "EventFiles", "CSVLogger"]
     assert trainer.log_dir == str(tmp_path / "x")
+
+
+def test_a_tensorboard_logger_of_the_user_takes_the_place_of_ours(caught, fit, tmp_path):
+    with pytest.raises(CaughtError):
+        fit(tmp_path / "x", "--trainer.logger=TensorBoardLogger", f"--trainer.logger.save_dir={tmp_path / 'logs'}")
+    assert [type(logger).__name__ for logger in caught[0].trainer.loggers] == ["MetricsFile", "TensorBoardLogger"]
 
 
 def test_ctrl_c_leaves_the_adapter_and_says_where_to_go_on(fit, tmp_path, monkeypatch, caplog):

@@ -88,10 +88,18 @@ def test_a_long_prompt_is_cut_or_dropped_and_counted(task, rows):
     assert (batch.num_pairs, reasons(batch)) == (1, {"dropped/prompt_too_long": 2})
 
 
-def test_pictures_are_said_to_be_unseen(task, rows):
+def test_pictures_that_nobody_would_see_are_refused_unless_they_are_ignored(task, rows):
+    found = rows(GOOD, {**GOOD, "images": ["b.png"]})
+    with pytest.raises(ValueError, match=r"bad\.jsonl:2: the row shows pictures, but .* data\.images=ignore to train"):
+        BatchMaker(task())(found, Cursor())
+    batch = BatchMaker(task(), "drop")(found, Cursor())
+    assert (batch.num_pairs, reasons(batch)) == (1, {"dropped/unseen_images": 1})
+
+
+def test_pictures_that_are_ignored_are_said_to_be_unseen(task, rows):
     found = rows({**GOOD, "image": "a.png"}, {**GOOD, "images": ["b.png", "c.png"]})
-    with pytest.warns(UserWarning, match=r"bad\.jsonl:1: its pictures are not seen") as told:
-        batch = BatchMaker(task())(found, Cursor())
+    with pytest.warns(UserWarning, match=r"bad\.jsonl:1: its pictures are not seen, as data\.images=ignore") as told:
+        batch = BatchMaker(task(images="ignore"))(found, Cursor())
     assert len(told) == 1
     assert (batch.num_pairs, reasons(batch)) == (2, {"ignored/images": 2})
 

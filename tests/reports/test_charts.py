@@ -124,7 +124,16 @@ def test_shares_fill_the_bar():
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("val", 1), ("val chosen", 3), ("train rejected", 4), ("val hh", 2), ("val own", 3)]
+    ("name", "number"),
+    [
+        ("val", 1),
+        ("val chosen", 3),
+        ("train rejected", 4),
+        ("val hh", 2),
+        ("train hh", 2),
+        ("val own", 1),
+        ("other", 2),
+    ],
 )
 def test_what_is_what_keeps_its_colour(name, number):
-    assert colour(name, ["val hh", "val own"] if name[4:] in ("hh", "own") else [name]) == number
+    assert colour(name, ["val hh", "val own", "train hh"] if " " in name else [name]) == number

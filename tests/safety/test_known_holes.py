@@ -25,7 +25,7 @@ from lightning.pytorch import Trainer
 from packaging.requirements import Requirement
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from datamodules import PreferenceDataModule, PromptDataModule
+from datamodules import PreferenceDataModule, PromptDataModule, open_image
 from datamodules.encoding.tokenizers import load_tokenizer
 from lit_rlhf import DPOModule
 from lit_rlhf.cli import main
@@ -35,6 +35,7 @@ from lit_rlhf.models.heads.head_files import read_head
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.options import BackboneConfig
 from lit_rlhf.rewards.http import HttpReward
+from tests.tiny_vision import draw
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("lit_rlhf", "datamodules")
@@ -331,21 +332,28 @@ def test_a_reward_server_cannot_send_a_pickle(mark, server, tmp_path):
     assert not went_off(mark)
 
 
-def test_a_picture_named_in_a_row_is_not_fetched(server, tiny_tokenizer, tmp_path):
-    """CVE-2025-61784: rows name pictures; none is opened or asked for by name while text is read."""
+@pytest.mark.parametrize("images", ["see", "ignore"])
+def test_a_picture_named_in_a_row_is_not_fetched(server, tiny_llava, tmp_path, images):
+    """CVE-2025-61784: rows name pictures; addresses are not asked for, nor files outside of the folder opened."""
     handler, url = server
-    secret = tmp_path / "secret"
-    secret.write_text("top secret")
-    pictures = [f"{url}/a.png", f"file://{secret}", str(secret), "../../etc/passwd"]
+    secret, inside = draw(tmp_path / "secret.png"), tmp_path / "rows"
+    draw(inside / "a.png")
+    (inside / "link.png").symlink_to(secret)
+    pictures = ["a.png", f"{url}/a.png", f"file://{secret}", str(secret), "../secret.png", "link.png"]
     rows = [
         {"prompt": f"<image>What is it, {n}?", "chosen": "A fox", "rejected": "A spider", "images": [picture]}
         for n, picture in enumerate(pictures)
     ]
-    batches = list(PreferenceDataModule(train=rows, tokenizer=tiny_tokenizer).train_dataloader())
-    assert batches
+    options = {"tokenizer": str(tiny_llava), "on_bad_row": "drop", "images": images, "image_dir": str(inside)}
+    (batch,) = PreferenceDataModule(train=rows, **options).train_dataloader()
     assert not handler.visits
-    texts = [tiny_tokenizer.decode(one.forest.tokens) for batch in batches for one in batch.micro_batches]
-    assert not any("secret" in text and "top" in text for text in texts)
+    seen = [picture for part in batch.micro_batches for picture in part.forest.pictures]
+    if images == "see":
+        assert (len(seen), batch.num_pairs) == (1, 1)
+        assert (batch.notes["dropped/image_outside"], batch.notes["dropped/remote_image"]) == (4, 1)
+        assert open_image(secret).size == (40, 30), "it could be opened"
+    else:
+        assert (len(seen), batch.num_pairs) == (0, 6)
 
 
 def test_servers_listen_on_loopback(capsys):

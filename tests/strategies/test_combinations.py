@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import bitsandbytes
 import lightning
 import pytest
+import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 
+from lit_rlhf.models.moe.four_bit import FourBitWeight
 from lit_rlhf.strategies.combinations import REFUSALS, Combination, refuse, refuse_combination
 from lit_rlhf.strategies.fsdp2 import FSDP2Strategy
 
@@ -21,6 +23,7 @@ REFUSED = {
     "int8.*take backbone.quantization 'nf4', or trainer.strategy 'ddp'": Combination("fsdp2", is_int8=True),
     "'16-true'.*take 'bf16-true'": Combination("fsdp2", "16-true"),
     "'16-mixed'.*take 'bf16-mixed'": Combination("single", "16-mixed", learns_from_rollouts=True),
+    "experts are held in nf4.*or trainer.strategy 'ddp'": Combination("fsdp2", has_four_bit_experts=True),
 }
 FOUND = {FSDPStrategy: "manual optimization", ModelParallelStrategy: "shards nothing"}
 
@@ -61,4 +64,7 @@ def test_what_a_trainer_brings_is_found_out():
         refuse_combination(module)
     module.int8 = bitsandbytes.nn.Linear8bitLt(4, 4)
     with pytest.raises(ValueError, match="int8"):
+        refuse_combination(module)
+    module.int8 = torch.nn.ParameterList([torch.nn.Parameter(FourBitWeight.of(torch.ones(1, 8, 8)), False)])
+    with pytest.raises(ValueError, match="experts are held in nf4"):
         refuse_combination(module)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ def append_row(file: Path, row: Row) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
     with file.open("ab+", buffering=0) as out:
+        _lock(out)
         if size := out.seek(0, os.SEEK_END):
             out.seek(size - 1)
             line = line if out.read(1) == b"\n" else b"\n" + line
@@ -32,6 +35,14 @@ def append_row(file: Path, row: Row) -> None:
             out.truncate(size)
             raise OSError(f"{file}: there is no room for another row")
         os.fsync(out.fileno())
+
+
+def _lock(file: FileIO) -> None:
+    """Keep other talks out until the file is closed, where the system can."""
+    with suppress(ImportError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def thumb_row(prompt: Messages | str, answer: str, *, is_good: bool, voice: str) -> Row:

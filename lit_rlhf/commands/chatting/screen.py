@@ -38,7 +38,8 @@ class Screen:
     def __init__(self, is_terminal: bool) -> None:
         self.is_terminal = is_terminal
         self.has_problem = False
-        self._out = Console(highlight=False, soft_wrap=True)
+        # Lines are broken between words for a person, and not at all for a script.
+        self._out = Console(highlight=False, soft_wrap=not is_terminal)
         self._aside = self._out if is_terminal else Console(highlight=False, soft_wrap=True, stderr=True)
 
     def read_line(self, goes_on: bool) -> str:

@@ -104,7 +104,8 @@ def use(session: Session, text: str) -> None:
     """Change who speaks."""
     if text:
         session.speaking = (_voice(session, text),)
-    session.screen.note(f"{' and '.join(session.speaking)} of {', '.join(session.voices.by_name)}")
+    verb = "speaks" if len(session.speaking) == 1 else "speak"
+    session.screen.note(f"{' and '.join(session.speaking)} {verb}, of {', '.join(session.voices.by_name)}")
 
 
 def compare(session: Session, text: str) -> None:

@@ -54,6 +54,17 @@ def test_at_a_terminal_the_speaker_is_named(terminal, spoken_answer):
     assert "Hello" in out.getvalue()
 
 
+def test_lines_are_broken_between_words_for_a_person_alone(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    for is_terminal, lines in (
+        (True, ["a word that", "cannotbebrokenas is", "here"]),
+        (False, ["a word that cannotbebrokenas is here"]),
+    ):
+        Screen(is_terminal).note("a word that cannotbebrokenas is here")
+        said = capsys.readouterr()
+        assert [line.strip() for line in (said.out + said.err).splitlines()] == lines
+
+
 def test_two_stand_side_by_side_to_the_longer_end(terminal, spoken_answer):
     screen, out = terminal
     assert screen.say({"sft": spoken_answer(["short"]), "dpo": spoken_answer(["long", "er ", "one"])})

@@ -71,7 +71,8 @@ def test_a_saved_conversation_is_a_row_for_sft(talk, typed, tmp_path):
 
 def test_who_speaks(talk, typed):
     session = talk()
-    assert "sft of sft, dpo, base" in typed(session, "/use")
+    assert "sft speaks, of sft, dpo, base" in typed(session, "/use")
+    assert "dpo and base speak, of" in typed(session, "/compare dpo base", "/use")
     typed(session, "/use dpo", "one")
     assert contents(session)[-1] == "dpo 1 10"
     assert "there is no 'dop': did you mean dpo?" in typed(session, "/use dop")
