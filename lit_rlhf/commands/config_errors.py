@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,27 @@ _MISSING = re.compile(r"^the following arguments are required: (?:\w+\.)?(?P<key
 _BROKEN = object()
 _FOREIGN = re.compile(r"Importing '(?P<name>[^']+)' is not allowed")
 _WRONG_CLASS = re.compile(r"Problem with given class_path '(?P<name>[^']+)':\s*(?P<reason>[^\n]+)")
+_NO_ATTRIBUTE = re.compile(r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'")
+_NOT_INSTALLED = re.compile(r"Requirement '(?P<package>[\w-]+)[^']*' not met")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\w+)")
+_UNION = re.compile(
+    r"Does not validate against any of the Union subtypes.*?Errors:\s*\n(?P<errors>.*?)\s*"
+    r"Given value type:[^\n]*\s*Given value: (?P<value>.*)",
+    re.DOTALL,
+)
+_BULLET = re.compile(r"^\s*- (.*?)(?=^\s*- |\Z)", re.DOTALL | re.MULTILINE)
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "NoneType": "null",
+    "list": "a list",
+    "dict": "a mapping",
+}
+"""Python's types as a configuration calls them."""
+_PARTS = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "lightning.pytorch.profilers")
+"""Where a class is looked for that is given by its name alone."""
 
 
 def explain(message: str, known: Sequence[str], words: Sequence[str]) -> str:
@@ -48,10 +70,11 @@ def explain(message: str, known: Sequence[str], words: Sequence[str]) -> str:
             f"if you trust it, add --trust {package}"
         )
     if match := _WRONG_CLASS.search(message):
-        return f"class_path '{match['name']}': {match['reason'].strip()}"
+        return f"class_path '{match['name']}': {plain(message[match.start('reason') :])}"
     if match := _WRONG_VALUE.search(message):
-        reason = re.sub(r"<class '(\w+)'>", r"\1", " ".join(match["reason"].split()))
-        return f"{_full(match['key'], paths)}: {reason}"
+        return f"{_full(match['key'], paths)}: {plain(match['reason'])}"
+    if _UNION.search(message):
+        return plain(message)
     if message.startswith("the following arguments are required") and not any(_config_files(words)):
         return "nothing says what to train: give a configuration, as in --config configs/dpo.yaml"
     if match := _MISSING.search(message):
@@ -61,6 +84,45 @@ def explain(message: str, known: Sequence[str], words: Sequence[str]) -> str:
         message = message.replace("Problems parsing config", " ".join(["broken YAML", *broken]), 1)
         message = message.replace('in "<unicode string>", ', "")
     return " ".join(message.split())
+
+
+def plain(reason: str) -> str:
+    """What is wrong with a value, without the list of all types that were tried.
+
+    Args:
+        reason: what jsonargparse, or a class that it made, says.
+
+    Example:
+        >>> plain("Expected a int. Got value: abc")
+        'expected a whole number, not abc'
+    """
+    if match := _NOT_INSTALLED.search(reason):
+        package = match["package"]
+        return f"it needs {package}, which is not installed: pip install {package}"
+    if match := _NO_ATTRIBUTE.search(reason):
+        near = get_close_matches(match["name"], dir(import_module(match["module"])), n=1)
+        return match[0] + (f"; did you mean '{near[0]}'?" if near else "")
+    if match := _NO_CLASS.search(reason):
+        near = get_close_matches(match["name"], [name for part in _PARTS for name in dir(import_module(part))], n=1)
+        return f"there is no class '{match['name']}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    if match := _UNION.search(reason):
+        told = [" ".join(error.split()) for error in _BULLET.findall(match["errors"])]
+        others = [error for error in told if not error.startswith("Expected a ")]
+        if others:
+            return "; ".join(dict.fromkeys(map(plain, others)))
+        kinds = " or ".join(_kind(error.removeprefix("Expected a ")) for error in told)
+        return f"expected {kinds}, not {match['value'].strip()}"
+    if match := re.fullmatch(r"Expected a (.*?)\. Got value: (.*)", reason.strip(), re.DOTALL):
+        return f"expected {_kind(match[1])}, not {match[2]}"
+    return " ".join(reason.split())
+
+
+def _kind(name: str) -> str:
+    """A type as a configuration calls it: the words of a Literal, ``null`` for None."""
+    name = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", name)
+    if name.startswith("typing.Literal["):
+        return ", ".join(re.findall(r"[\w.+-]+", name.removeprefix("typing.Literal")))
+    return _KINDS.get(name, f"a {name}")
 
 
 def _roots() -> list[str]:

@@ -32,6 +32,7 @@ def quieten() -> None:
     disable_progress_bar()
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed"):
         logging.getLogger(f"lightning.{name}").addFilter(_says_something)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each try to reach a hub that is not there
     for message in _NEEDLESS:
         warnings.filterwarnings("ignore", message=f".*{message}")
     for library in ("lightning", "torch", "transformers", "peft"):

@@ -32,6 +32,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lit_rlhf.callbacks.batch_kind import BatchKind
 from lit_rlhf.callbacks.checkpoints import IterationCheckpoint, StepCheckpoint
 from lit_rlhf.callbacks.event_files import EventFiles, is_available
 from lit_rlhf.callbacks.export import AdapterExport
@@ -59,6 +60,10 @@ from lit_rlhf.commands.quiet import quieten
 from lit_rlhf.commands.run_folder import CHECKPOINTS, folder_of_checkpoint, free_folder, last_checkpoint
 from lit_rlhf.embedded import resolve
 from lit_rlhf.metrics.phases import HasPhases
+
+_NO_GPU = (
+    "trainer.accelerator is gpu, and torch finds none on this machine: --trainer.accelerator=auto takes what there is"
+)
 
 
 def run(command: str, words: Sequence[str]) -> None:
@@ -116,18 +121,20 @@ def _cli(kind: type[TrainingCLI], command: str, words: Sequence[str]) -> Trainin
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             parser_class=Parser,
-            parser_kwargs={"prog": "lit-rlhf"},
+            parser_kwargs={"prog": "lit-rlhf", "allow_abbrev": False},
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             args=[command, *words],
         )
     except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_NO_GPU if "No supported gpu" in str(error) else str(error)) from error
     except ValueError as error:
         # jsonargparse wraps what a constructor refuses into a page about everything else that it tried.
         cause = error
         while str(error).startswith("Does not validate") and isinstance(cause.__cause__, ValueError):
             cause = cause.__cause__
+        if str(cause).startswith(("Does not validate", "Problem with given class_path")):
+            raise ValueError(explain(str(cause), [], words)) from cause
         raise cause from None
 
 
@@ -188,7 +195,9 @@ class TrainingCLI(LightningCLI):
         given = _listed(config.callbacks)
         if not any(isinstance(callback, ProgressBar) for callback in given) and config.enable_progress_bar is not False:
             given = [*given, Progress()]
-        if not config.fast_dev_run:
+        if config.fast_dev_run:
+            given = [*given, BatchKind()]
+        else:
             given = [*given, *_missing(self._callbacks(Path(config.default_root_dir)), given)]
         plugins = _listed(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -198,7 +207,10 @@ class TrainingCLI(LightningCLI):
             defaults["enable_model_summary"] = False
         if config.num_sanity_val_steps is None and self.subcommand == "fit" and not config.fast_dev_run:
             defaults["num_sanity_val_steps"] = -1
-        return super().instantiate_trainer(**{**defaults, **kwargs})
+        try:
+            return super().instantiate_trainer(**{**defaults, **kwargs})
+        except TypeError as error:  # what Lightning says of a value of the wrong kind
+            raise ValueError(f"trainer: {error}") from error
 
     def fit(self, **kwargs: Any) -> None:
         """Train; what ends it early comes with the place of the last good checkpoint."""
@@ -235,14 +247,22 @@ class TrainingCLI(LightningCLI):
             IterationCheckpoint(folder / CHECKPOINTS) if learns_from_rollouts else StepCheckpoint(folder / CHECKPOINTS)
         )
         if self.subcommand == "predict":
-            return [Origin(), checkpoint, PredictionsFile()]
+            return [BatchKind(), Origin(), checkpoint, PredictionsFile()]
         if self.subcommand != "fit":
-            return [Origin(), checkpoint, ReliabilityPlot(), SubsetTable()]
+            return [BatchKind(), Origin(), checkpoint, ReliabilityPlot(), SubsetTable()]
         table = RolloutTable() if learns_from_rollouts else SampleTable()
-        watching = [table, HeldOutRows(), HealthBands(), ScoreSpread(), AdapterExport(), Plots(), ReliabilityPlot()]
+        watching: list[Callback] = [
+            table,
+            HeldOutRows(),
+            HealthBands(),
+            ScoreSpread(),
+            AdapterExport(),
+            Plots(),
+            ReliabilityPlot(),
+        ]
         watching += [Report(), RunSummary()]  # the report lists the files of all others
         leaving = Preemption(requeue=self._begins_again)
-        return [RandomState(), Origin(), RankWatch(), *watching, checkpoint, leaving]
+        return [BatchKind(), RandomState(), Origin(), RankWatch(), *watching, checkpoint, leaving]
 
     def _loggers(self, config: Namespace) -> list[Logger] | bool:
         """The user's, behind ours: Lightning takes the folder of the run from the first."""

@@ -151,7 +151,7 @@ def local_or_hub(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path.resolve())
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    if path.is_absolute() or name.startswith((".", "~", "runs/")) or name.count("/") > 1:
         raise ValueError(f"no folder '{name}'")
     return name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from lightning_utilities.core.imports import RequirementCache
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.config_errors import explain
@@ -20,10 +21,10 @@ OVERLAYS = {
     ),
     "data: {init_args: {batchsize: 3}}": "data.init_args.batchsize: unknown key; did you mean 'batch_size'?",
     "trainer: {max_stepps: 3}": "trainer.max_stepps: unknown key; did you mean 'max_steps'?",
-    "trainer: {max_steps: many}": "trainer.max_steps: Expected a int. Got value: many",
+    "trainer: {max_steps: many}": "trainer.max_steps: expected a whole number, not many",
     "qwertyuiop: 1": "qwertyuiop: unknown key",
-    "model: {class_path: lit_rlhf.DPPModule}": (
-        "class_path 'lit_rlhf.DPPModule': module 'lit_rlhf' has no attribute 'DPPModule'"
+    "model: {class_path: lit_rlhf.DPOModul}": (
+        "class_path 'lit_rlhf.DPOModul': module 'lit_rlhf' has no attribute 'DPOModul'; did you mean 'DPOModule'?"
     ),
 }
 WORDS = {
@@ -32,7 +33,25 @@ WORDS = {
     "--data.batchsize=3": "data.batchsize: unknown key; did you mean 'batch_size'?",
     "--model.reference.kache=true": "model.reference.kache: unknown key; did you mean 'cache'?",
     "--trainer.max_stepps=3": "trainer.max_stepps: unknown key; did you mean 'max_steps'?",
+    "--trainer.max_epoch=3": "trainer.max_epoch: unknown key; did you mean 'max_epochs'?",
+    "--conf=x.yaml": "conf: unknown key; did you mean 'config'?",
+    "--model.beta=x": "model.beta: expected a number or null, not x",
+    "--trainer.enable_progress_bar=x": "trainer.enable_progress_bar: expected true or false or null, not x",
+    "--trainer.callbacks+=EarlyStoping": "trainer.callbacks: there is no class 'EarlyStoping'; did you mean "
+    "'EarlyStopping'?",
+    "--model.optimizer=torch.optim.Adamm": "model.optimizer: module 'torch.optim' has no attribute 'Adamm'; "
+    "did you mean 'Adam'?",
+    "--trainer.precision=b16": "trainer.precision: expected a whole number or transformer-engine, "
+    "transformer-engine-float16, 16-true, 16-mixed, bf16-true, bf16-mixed, 32-true, 64-true or 64, 32, 16, bf16 or "
+    "null, not b16",
 }
+MADE = {
+    "--trainer.logger=WandbLogger": "WandbLogger': it needs wandb, which is not installed: pip install wandb",
+    "--trainer.accelerator=gpu": "trainer.accelerator is gpu, and torch finds none",
+    "--trainer.accelerator=gup": "`accelerator='gup'`",
+    "--trainer.devices=2x": "trainer: `devices`",
+}
+"""What is only found out when the parts are made."""
 
 
 def refused(capsys, *words):
@@ -52,6 +71,16 @@ def test_in_a_file(overlay, config_file, tmp_path, capsys):
 @pytest.mark.parametrize("word", WORDS)
 def test_on_the_command_line(word, config_file, capsys):
     assert refused(capsys, "--config", str(config_file), word) == f"error: {WORDS[word]}\n"
+
+
+@pytest.mark.parametrize("word", MADE)
+def test_of_what_cannot_be_made(word, config_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", RequirementCache("wandb>=99"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    said = refused(capsys, "--config", str(config_file), f"--trainer.default_root_dir={tmp_path}", word)
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert MADE[word] in said
 
 
 def test_a_missing_file_and_a_broken_one_are_named(tmp_path, capsys):

@@ -88,6 +88,8 @@ def test_names(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_loaded(tiny_llama, tmp_path):
+    with pytest.raises(ValueError, match="no folder 'runs/missing'"):
+        local_or_hub("runs/missing")
     with pytest.raises(ValueError, match=r"no folder '\./missing'"):
         load_causal_lm(BackboneConfig("./missing"))
     with pytest.raises(ValueError, match=r"backbone\.name_or_path 'owner/offline' cannot be loaded"):
