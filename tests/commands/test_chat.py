@@ -68,7 +68,7 @@ def test_a_script_talks_to_base_sft_and_dpo(chat, policy_folders, reward_folders
 
 
 def test_a_mistake_of_a_script_shows_in_its_status(chat, policy_folders):
-    out, err = chat(["/hepl", "/system Be brief.", "/history"], policy_folders("sft"), "--system", "Be long.")
+    out, err = chat(["/hlp", "/system Be brief.", "/history"], policy_folders("sft"), "--system", "Be long.")
     assert chat.status == 1
     assert "did you mean help?" in err
     assert out == ["system> Be brief."]

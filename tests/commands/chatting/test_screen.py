@@ -27,7 +27,7 @@ def test_away_from_a_terminal_answers_alone_are_on_stdout(spoken_answer, capsys)
     screen = Screen(False)
     screen.note("a note")
     screen.problem("a problem")
-    assert screen.say({"sft": spoken_answer(["Hel", "lo\n", "you"])})
+    assert screen.say({"sft": spoken_answer(["He", "llo\n", "you"])})
     screen.verdicts({"sft": Verdict(1.0)})
     said = capsys.readouterr()
     assert said.out == "Hello\nyou\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -141,7 +142,7 @@ def test_numbers_are_set(talk, typed):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("temprature 1", "there is no 'temprature' to set: did you mean temperature?"),
+        ("temper 1", "there is no 'temper' to set: did you mean temperature?"),
         ("seed much", "seed is 'much'; it must be a number, such as /set seed 1"),
         ("temperature", "temperature is ''; it must be a number"),
         ("top_p 2", "top_p is 2"),
@@ -156,8 +157,14 @@ def test_numbers_that_are_none_are_refused(words, message, talk, typed):
 
 def test_what_is_not_known_or_goes_wrong_is_said_and_the_talk_goes_on(talk, typed, tmp_path):
     session = talk()
-    assert "there is no /hepl: did you mean help?" in typed(session, "/hepl")
+    assert "there is no /hlp: did you mean help?" in typed(session, "/hlp")
     assert session.screen.has_problem
     session.feedback = tmp_path
     assert "mine" not in typed(session, "one", "/good", "two")
     assert contents(session)[-1].startswith("sft 3")
+
+
+def test_the_page_has_the_same_list():
+    page = (Path(__file__).parents[3] / "docs" / "chat.md").read_text(encoding="utf-8").replace("\\|", "|")
+    listed = [f"| `{f'/{name} {command.usage}'.strip()}` | {command.what} |" for name, command in COMMANDS.items()]
+    assert [line for line in listed if line not in page.splitlines()] == []

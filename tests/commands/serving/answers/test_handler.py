@@ -81,7 +81,7 @@ def test_the_first_words_come_before_the_last_are_drawn(answer_server, voice):
         (CHATS, {"model": "ecko"}, 404, {"type": "not_found_error", "code": "model_not_found", "param": "model"}),
         (CHATS, {"model": "plain"}, 400, {"type": "invalid_request_error", "param": "messages", "code": None}),
         (CHATS, {"n": 9}, 400, {"param": "n"}),
-        (CHATS, {"temprature": 1}, 400, {"param": "temprature"}),
+        (CHATS, {"temper": 1}, 400, {"param": "temper"}),
         (TEXTS, {"prompt": "long"}, 400, {"code": "context_length_exceeded"}),
         (TEXTS, {"prompt": "refused"}, 400, {"code": None, "message": "the chat template refuses this conversation"}),
         (
