@@ -30,6 +30,7 @@ BELOW: dict[str, set[str]] = {
     "rewards": {"types", "losses", "ranks", "models"},
     "rollout": {"types", "losses", "ranks", "models", "rewards", "metrics"},
 }
+BELOW["estimating"] = {"types", "losses", "ranks", "models", "rewards", "rollout", "metrics"}
 BELOW["strategies"] = {*BELOW} - {"datamodules"}
 BELOW["algorithms"] = {*BELOW} - {"datamodules"}
 BELOW["callbacks"] = {*BELOW} - {"algorithms"}

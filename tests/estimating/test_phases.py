@@ -1,0 +1,81 @@
+"""Memory by role and phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from lit_rlhf.estimating.phases import CONTEXT, memory, rollout_rows
+from lit_rlhf.estimating.run import Beside, Run, Sampling, Texts
+from lit_rlhf.models.options import LoraOptions
+
+Make = Callable[..., Run]
+
+
+def test_static_memory_of_ppo_by_hand(make_run: Make, sampling: Sampling):
+    run = make_run(algorithm="ppo", sampling=sampling, reference="base", critic="adapter", num_reward_adapters=1)
+    roles = memory(run).roles
+    numbers = sum(16 * (i + o) for i, o in [(128, 128), (128, 64), (128, 64), (128, 128), *[(128, 352)] * 3]) * 4
+    head = 4 * (128 + 1)
+    assert roles["adapter"] == 4 * numbers
+    assert roles["reward adapters and heads"] == roles["critic"] == 4 * numbers + head
+    assert roles["optimizer"] == 2 * (8 * numbers + head) + 4 * 2 * 7 * 2 * 4
+    assert "reference model" not in roles
+    assert memory(run).num_trained == 2 * numbers + 129
+
+
+def test_full_fine_tuning_holds_a_second_model_and_moments_of_all(make_run: Make):
+    run = make_run(algorithm="dpo", backbone={"lora": LoraOptions(enabled=False)}, reference="model")
+    roles = memory(run).roles
+    assert roles["reference model"] == roles["base"]
+    assert roles["optimizer"] == pytest.approx(2 * roles["base"], rel=1e-2)
+
+
+def test_gradients_count_from_the_second_pass_on(make_run: Make):
+    one, several = memory(make_run()), memory(make_run(token_budget=224))
+    assert not one.phases["step"]["gradients"]
+    assert several.phases["step"]["gradients"] == several.roles["adapter"]
+    assert several.phases["step"]["activations"] < one.phases["step"]["activations"] / 2
+
+
+def test_a_critic_of_its_own_keeps_a_second_pass(make_run: Make, sampling: Sampling):
+    run = make_run(algorithm="ppo", sampling=sampling, texts=Texts(32, 96), reference="base")
+    shared, own = (memory(replace(run, critic=kind)).phases["update"]["activations"] for kind in ("shared", "adapter"))
+    assert own > 1.2 * shared
+
+
+def test_the_cache_has_room_for_prompts_once_and_for_whole_responses(make_run: Make, sampling: Sampling):
+    run = make_run(algorithm="grpo", sampling=sampling, texts=Texts(32, 96))
+    assert rollout_rows(run) == (8, 4)
+    token = 2 * 4 * 64 * 4
+    assert memory(run).phases["rollout"]["cache"] == token * (4 * 32 + 8 * 96)
+    narrow = replace(run, sampling=sampling._replace(max_cache_tokens=500))
+    assert rollout_rows(narrow) == (4, 2)
+
+
+def test_copies_of_weights_are_a_cpus(make_run: Make, sampling: Sampling):
+    run = make_run(algorithm="grpo", sampling=sampling._replace(max_copy_bytes=10_000))
+    assert memory(run).phases["rollout"]["copies of weights"] == 10_000
+    assert memory(replace(run, device="cuda")).phases["rollout"]["copies of weights"] == 0
+
+
+def test_sharding_parts_what_is_held_and_gathers_layers(make_run: Make):
+    whole, parted = memory(make_run()), memory(make_run(num_ranks=4, is_sharded=True))
+    assert parted.roles["base"] == -(-whole.roles["base"] // 4)
+    assert parted.roles["gathered layers"] > 0
+    assert memory(make_run(num_ranks=4)).roles["base"] == whole.roles["base"]
+
+
+def test_models_beside_and_the_context_are_counted(make_run: Make, sampling: Sampling):
+    run = make_run(algorithm="grpo", sampling=sampling, device="cuda", beside=(Beside("judge", None, "none", "auto"),))
+    roles = memory(run).roles
+    assert roles["CUDA context"] == CONTEXT
+    assert roles["judge"] == roles["base"] - 4 * 128 * 500
+
+
+def test_a_quantised_model_peaks_while_it_is_loaded(make_run: Make):
+    needed = memory(make_run(backbone={"quantization": "nf4"}, texts=Texts(1, 1), batch_size=1))
+    assert sum(needed.phases["loading"].values()) == 4 * 128 * 500
+    assert needed.peak == max(needed.peaks.values())
