@@ -29,20 +29,52 @@ def test_every_command_beside_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])
     assert end.value.code == 0
-    assert ("FILE" if command == "preview" else "RUN") in capsys.readouterr().out
+    takes = {"preview": "FILE", "estimate": "FILE", "completion": "bash"}
+    assert takes.get(command, "RUN") in capsys.readouterr().out
 
 
 def test_module_is_a_program():
     done = subprocess.run([sys.executable, "-m", "lit_rlhf", "fitt"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"error: unknown command 'fitt'; there are: {', '.join(ALL)}\n"
+    assert done.stderr == f"error: unknown command 'fitt'; did you mean 'fit'? There are: {', '.join(ALL)}\n"
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_word_that_resembles_no_command_gets_no_advice(capsys):
+    assert refused(capsys, "zzz") == f"error: unknown command 'zzz'; There are: {', '.join(ALL)}\n"
+
+
+def test_a_configuration_alone_is_told_what_it_lacks(capsys):
+    assert "as in: lit-rlhf fit --config mine.yaml" in refused(capsys, "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate"], "the following arguments are required: RUN"),
+        (["generate", "x", "--temperature", "hot"], "--temperature: invalid float value: 'hot'"),
+        (["generate", "x", "--prom", "a"], "unrecognized arguments: --prom a"),  # no half words
+        (["completion", "csh"], "invalid choice: 'csh'"),
+    ],
+)
+def test_a_wrong_word_is_told_in_one_line(words, message, capsys):
+    said = refused(capsys, *words)
+    assert message in said
+    assert said.endswith(f"(lit-rlhf {words[0]} --help says what there is)\n")
+    assert said.count("\n") == 1
 
 
 def test_no_command_shows_the_help_and_fails(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([])
     assert end.value.code == 2
-    assert "commands:" in capsys.readouterr().out
+    assert "to train\n  fit " in capsys.readouterr().out
 
 
 def stand_in(error: Exception) -> SimpleNamespace:

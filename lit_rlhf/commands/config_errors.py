@@ -18,6 +18,7 @@ _UNKNOWN = re.compile(
     r"|(?:Group '(?P<group>[^']+)' )?does not accept option '(?P<nested>[^']+)'"
     r"|(?:unrecognized arguments|ambiguous option): --(?P<argument>[^=\s]+)"
 )
+_NO_FLAG = re.compile(r"^unrecognized arguments: (?P<word>[^-\s]\S*)")
 _WRONG_VALUE = re.compile(r"Parser key \"(?P<key>[^\"]+)\":\s*(?P<reason>.*)", re.DOTALL)
 _MISSING = re.compile(r"^the following arguments are required: (?:\w+\.)?(?P<key>\w+)$")
 _BROKEN = object()
@@ -59,6 +60,8 @@ def explain(message: str, known: Sequence[str], words: Sequence[str]) -> str:
         "model.init_args.betta: unknown key; did you mean 'beta'?"
     """
     paths = list(_keys_in(words))
+    if match := _NO_FLAG.search(message):
+        return f"'{match['word']}' stands alone: is it a --config? lit-rlhf {words[0]} --help shows the keys"
     if match := _UNKNOWN.search(message):
         key = match["option"] or match["argument"] or ".".join(filter(None, (match["group"], match["nested"])))
         near = _nearest(key, known)

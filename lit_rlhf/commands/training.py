@@ -61,9 +61,18 @@ from lit_rlhf.commands.run_folder import CHECKPOINTS, folder_of_checkpoint, free
 from lit_rlhf.embedded import resolve
 from lit_rlhf.metrics.phases import HasPhases
 
-_NO_GPU = (
-    "trainer.accelerator is gpu, and torch finds none on this machine: --trainer.accelerator=auto takes what there is"
-)
+_ADVICE = {
+    "No supported gpu": ("trainer.accelerator is gpu, and torch finds none on this machine; auto takes what there is"),
+    "Automatic gradient clipping": (
+        "trainer.gradient_clip_val is for algorithms that take one optimizer step per batch; this one clips by itself: "
+        "set model.updates.max_grad_norm"
+    ),
+    "Automatic gradient accumulation": (
+        "trainer.accumulate_grad_batches is for algorithms that take one optimizer step per batch; this one takes "
+        "model.updates.num_minibatches: set that and data.batch_size; model.updates.token_budget bounds its memory"
+    ),
+}
+"""What is said instead of a message of Lightning, by its beginning."""
 
 
 def run(command: str, words: Sequence[str]) -> None:
@@ -127,7 +136,8 @@ def _cli(kind: type[TrainingCLI], command: str, words: Sequence[str]) -> Trainin
             args=[command, *words],
         )
     except MisconfigurationException as error:
-        raise ValueError(_NO_GPU if "No supported gpu" in str(error) else str(error)) from error
+        ours = (advice for begin, advice in _ADVICE.items() if str(error).startswith(begin))
+        raise ValueError(next(ours, str(error))) from error
     except ValueError as error:
         # jsonargparse wraps what a constructor refuses into a page about everything else that it tried.
         cause = error
