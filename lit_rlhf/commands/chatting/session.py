@@ -54,20 +54,23 @@ class Session:
     def __post_init__(self) -> None:
         self.conversation = Conversation()
         self.replies: list[Reply] = []
+        self.pictures: list[str] = []
         self.num_drawn = 0
 
     def begin(self) -> None:
         """Forget what was said, but not what the system says."""
         self.conversation.turns = []
-        self.replies = []
+        self.replies, self.pictures = [], []
 
     def ask(self, text: str) -> None:
-        """Have a message answered.
+        """Have a message answered, with the pictures that it shows before its words.
 
         Raises:
             ValueError: if it does not fit the model.
         """
-        self.conversation.ask(text)
+        shown = [{"type": "image", "image": picture} for picture in self.pictures]
+        self.pictures = []
+        self.conversation.ask([*shown, {"type": "text", "text": text}] if shown else text)
         self.answer()
 
     def answer(self) -> None:

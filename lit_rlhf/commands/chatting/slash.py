@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import mimetypes
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -85,6 +87,17 @@ def retry(session: Session, _: str) -> None:
     if not session.conversation.forget_answer():
         raise ValueError("nothing has been asked yet")
     session.answer()
+
+
+def show_image(session: Session, text: str) -> None:
+    """Show a picture with the next message; it is kept whole, so that feedback needs no file beside it."""
+    for name in session.speaking:
+        reader = session.voices.by_name[name].reader
+        if not reader.sees or not reader.has_template:
+            raise ValueError(f"{name} reads text alone: its run holds no processor of pictures, or no chat template")
+    content = base64.b64encode(Path(text).expanduser().read_bytes()).decode()
+    session.pictures.append(f"data:{mimetypes.guess_type(text)[0] or 'image/png'};base64,{content}")
+    session.screen.note(f"the next message shows {len(session.pictures)} of them, {Path(text).name} the last")
 
 
 def show_history(session: Session, _: str) -> None:
@@ -187,6 +200,7 @@ COMMANDS = {
     "new": Command(begin, "", "a new conversation"),
     "undo": Command(undo, "", "take the last question and its answer back"),
     "retry": Command(retry, "", "answer the last question anew"),
+    "image": Command(show_image, "PATH", "show a picture with the next message, to a model that sees"),
     "history": Command(show_history, "", "what has been said"),
     "save": Command(save, "FILE", "add the conversation to a file of JSON lines, as a row for SFT"),
     "use": Command(use, "NAME", "who speaks; without NAME, who can"),

@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.encoding.prompts import PromptEncoder
 from datamodules.forms import read_row
+from datamodules.pictures import TEXT_ALONE, PictureReader
+from lit_rlhf.types import Picture
 
 Messages = list[dict[str, Any]]
 
@@ -21,11 +23,13 @@ class FittedPrompt(NamedTuple):
         tokens: token ids.
         said: messages, of which the oldest may be missing, or a text.
         num_left: messages that had to leave.
+        pictures: that its image tokens stand for.
     """
 
     tokens: list[int]
     said: Messages | str
     num_left: int = 0
+    pictures: tuple[Picture, ...] = ()
 
 
 class PromptTooLongError(ValueError):
@@ -38,20 +42,27 @@ class PromptReader:
     Args:
         tokenizer: of the policy.
         max_tokens: that the model takes, prompt and answer together; None = any number.
+        pictures: reads those of messages; without it they are refused.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int | None = None,
+        pictures: PictureReader = TEXT_ALONE,
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens or _NO_LIMIT
-        self._encoder = PromptEncoder(tokenizer, self.max_tokens)
+        self.sees = pictures.processor is not None
+        self._encoder = PromptEncoder(tokenizer, self.max_tokens, pictures=pictures)
 
     @property
     def has_template(self) -> bool:
         """Whether it takes conversations, and not only texts."""
         return self.tokenizer.chat_template is not None
 
-    def read(self, prompt: Messages | str) -> list[int]:
-        """Token ids of a prompt, of any length.
+    def read(self, prompt: Messages | str) -> FittedPrompt:
+        """A prompt of any length.
 
         Raises:
             ValueError: if a message is wrong, no chat template takes it, or there is nothing to read.
@@ -64,7 +75,7 @@ class PromptReader:
         (tokens,) = self._encoder.encode([self._encoder.render(record)])
         if not tokens.tokens:
             raise ValueError("the prompt is empty, so nothing can follow it")
-        return list(tokens.tokens)
+        return FittedPrompt(list(tokens.tokens), prompt, pictures=tuple(seen.picture for seen in tokens.pictures))
 
     def whole(self, prompt: Messages | str) -> FittedPrompt:
         """A prompt of which nothing is left out.
@@ -73,12 +84,12 @@ class PromptReader:
             PromptTooLongError: if it leaves no room for a token.
             ValueError: as :meth:`read` does.
         """
-        tokens = self.read(prompt)
-        if len(tokens) >= self.max_tokens:
+        read = self.read(prompt)
+        if len(read.tokens) >= self.max_tokens:
             raise PromptTooLongError(
-                f"the prompt has {len(tokens)} tokens, and the model takes {self.max_tokens} with its answer"
+                f"the prompt has {len(read.tokens)} tokens, and the model takes {self.max_tokens} with its answer"
             )
-        return FittedPrompt(tokens, prompt)
+        return read
 
     def fit(self, messages: Messages, num_wanted: int) -> FittedPrompt:
         """A conversation that leaves the room that is wanted for the answer, or half of all there is.
@@ -87,13 +98,13 @@ class PromptReader:
             PromptTooLongError: if the last message alone is too long.
             ValueError: as :meth:`read` does.
         """
-        room = self.max_tokens - min(num_wanted, self.max_tokens // 2)
-        kept = messages
-        while len(tokens := self.read(kept)) > room:
+        room, kept = self.max_tokens - min(num_wanted, self.max_tokens // 2), messages
+        while len((read := self.read(kept)).tokens) > room:
             if (shorter := without_oldest(kept)) == kept:
-                return self.whole(kept)._replace(num_left=len(messages) - len(kept))
+                read = self.whole(kept)
+                break
             kept = shorter
-        return FittedPrompt(tokens, kept, len(messages) - len(kept))
+        return read._replace(num_left=len(messages) - len(kept))
 
 
 def without_oldest(messages: Messages) -> Messages:

@@ -17,6 +17,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.pictures import TEXT_ALONE, PictureOptions, PictureReader, picture_reader
 from lit_rlhf.commands import finished_run
 from lit_rlhf.commands.speaking.pieces import TextPieces
 from lit_rlhf.commands.speaking.prompts import FittedPrompt, PromptReader
@@ -98,14 +99,21 @@ class Voice:
         backbone: carries it.
         playing: gives the context in which the backbone plays it.
         tokenizer: of the policy.
+        pictures: reads those of messages; without it they are refused.
     """
 
-    def __init__(self, backbone: Backbone, playing: Playing, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        backbone: Backbone,
+        playing: Playing,
+        tokenizer: PreTrainedTokenizerBase,
+        pictures: PictureReader = TEXT_ALONE,
+    ) -> None:
+        self.backbone, self.tokenizer = backbone, tokenizer
         self.stop_tokens = stop_tokens(tokenizer, backbone)
         limit = backbone.base.config.get_text_config().to_dict().get("max_position_embeddings")
-        self.reader = PromptReader(tokenizer, limit)
-        self._stream = TokenStream(backbone, playing)
+        self.reader = PromptReader(tokenizer, limit, pictures)
+        self.stream = TokenStream(backbone, playing)
 
     def answer(self, prompt: FittedPrompt, options: StreamOptions, stop_strings: Sequence[str] = ()) -> Answer:
         """Answer a conversation, or go on with a text.
@@ -116,11 +124,12 @@ class Voice:
             stop_strings: texts that end it.
         """
         room = self.reader.max_tokens - len(prompt.tokens)
-        drawn = self._stream.draw(
+        drawn = self.stream.draw(
             prompt.tokens,
             replace(options, max_new_tokens=min(options.max_new_tokens, room)),
             stop_tokens=self.stop_tokens,
             num_tokens=len(self.tokenizer),
+            pictures=prompt.pictures,
         )
         return Answer(TextPieces(self.tokenizer, stop_strings), drawn, prompt, self.stop_tokens)
 
@@ -156,18 +165,15 @@ def open_voices(args: argparse.Namespace) -> Voices:
     backbone = build_backbone(first, reference="none", device=device).to(device).eval()
     backbone.prepare()
     if not isinstance(backbone.model, PeftModel):
-        return Voices(
-            backbone,
-            {name: Voice(backbone, nullcontext, finished_run.load_tokenizer(run)) for name, run in runs.items()},
-        )
+        return Voices(backbone, {name: _voice(backbone, nullcontext, run) for name, run in runs.items()})
     names = [adapters.POLICY, *(f"{adapters.POLICY}_{number}" for number in range(2, len(others) + 2))]
     for adapter, config in zip(names[1:], others, strict=True):
         adapters.add_adapter(backbone.model, str(config.adapter), adapter)
-    found: dict[str, Voice] = {}
-    for adapter, (name, run) in zip(names, runs.items(), strict=True):
-        found[name] = _voice(backbone, adapter, finished_run.load_tokenizer(run))
+    play = partial(adapters.active_adapter, backbone.model)
+    both = zip(names, runs.items(), strict=True)
+    found = {name: _voice(backbone, partial(play, adapter), run) for adapter, (name, run) in both}
     # A base alone may have no chat template; that of the first run is what its answers are compared under.
-    found[BASE] = _voice(backbone, None, next(iter(found.values())).tokenizer)
+    found[BASE] = _voice(backbone, partial(play, None), next(iter(runs.values())))
     return Voices(backbone, found)
 
 
@@ -216,6 +222,7 @@ def refuse_other_bases(configs: Mapping[str, BackboneConfig], base: str | None) 
             )
 
 
-def _voice(backbone: Backbone, adapter: str | None, tokenizer: PreTrainedTokenizerBase) -> Voice:
-    assert isinstance(backbone.model, PeftModel)
-    return Voice(backbone, partial(adapters.active_adapter, backbone.model, adapter), tokenizer)
+def _voice(backbone: Backbone, playing: Playing, run: Path) -> Voice:
+    """A voice with the tokenizer of a run, and with its processor of pictures if there is one."""
+    tokenizer = finished_run.load_tokenizer(run)
+    return Voice(backbone, playing, tokenizer, picture_reader(PictureOptions(), tokenizer))

@@ -21,6 +21,7 @@ from lit_rlhf.models.layers.lm_head import head_parameters
 from lit_rlhf.models.loading import evaluating
 from lit_rlhf.rollout.sampling.categorical import draw_tokens, nucleus
 from lit_rlhf.rollout.sampling.padded_decoder import PaddedDecoder
+from lit_rlhf.types import Picture
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,17 @@ class TokenStream:
         self._playing = playing
         self._decoder: PaddedDecoder | None = None
         self._cached: list[int] = []
+        self._seen: list[str] = []
         self.num_reused = 0
 
     def draw(
-        self, prompt: Sequence[int], options: StreamOptions, *, stop_tokens: Sequence[int], num_tokens: int
+        self,
+        prompt: Sequence[int],
+        options: StreamOptions,
+        *,
+        stop_tokens: Sequence[int],
+        num_tokens: int,
+        pictures: Sequence[Picture] = (),
     ) -> Iterator[DrawnToken]:
         """Draw the answer to a prompt.
 
@@ -87,6 +95,7 @@ class TokenStream:
             options: how it is drawn.
             stop_tokens: ids that end it; the one that did is its last token.
             num_tokens: of the tokenizer; ids below it are drawn.
+            pictures: that the image tokens of the prompt stand for.
 
         Raises:
             ValueError: if the prompt is empty, or an id of it lies outside of the embedding.
@@ -98,34 +107,40 @@ class TokenStream:
             raise ValueError(
                 f"token id {max(prompt)} lies outside the model's embedding of {rows} rows: the tokenizer is another's"
             )
-        new = self._kept_from(prompt)
+        new = self._kept_from(prompt, pictures)
         generator = torch.Generator().manual_seed(options.seed)
         for _ in range(options.max_new_tokens):
             number = torch.rand((), generator=generator, dtype=torch.float64)
             with torch.no_grad(), self._playing(), evaluating(self._backbone):
-                drawn = self._drawn(self._states(new), number, options, num_tokens)
+                drawn = self._drawn(self._states(new, pictures), number, options, num_tokens)
             yield drawn
             if drawn.token in stop_tokens:
                 return
             new = [drawn.token]
 
-    def _kept_from(self, prompt: Sequence[int]) -> list[int]:
-        """Forget what the prompt does not begin with; returns what is to be computed, at least its last token."""
+    def _kept_from(self, prompt: Sequence[int], pictures: Sequence[Picture]) -> list[int]:
+        """Forget what the prompt does not begin with; returns what is to be computed, at least its last token.
+
+        Pictures are computed together, so all is computed anew where they are others, or one is not kept as a whole.
+        """
         same = 0
         while same < min(len(self._cached), len(prompt) - 1) and self._cached[same] == prompt[same]:
             same += 1
-        if self._decoder is None or not same or not self._decoder.forget(len(self._cached) - same):
+        seen, seeing = [picture.digest for picture in pictures], set(self._backbone.undrawn_tokens)
+        is_kept = same > 0 and seen == self._seen and seeing.isdisjoint(prompt[same:])
+        if self._decoder is None or not is_kept or not self._decoder.forget(len(self._cached) - same):
             self._decoder, same = None, 0
+        self._seen = seen
         del self._cached[same:]
         self.num_reused = same
         return list(prompt[same:])
 
-    def _states(self, new: list[int]) -> Tensor:
+    def _states(self, new: list[int], pictures: Sequence[Picture]) -> Tensor:
         """Hidden states (1, H) of the last of the tokens that are appended."""
         decoder, self._decoder = self._decoder, None  # an interrupted pass leaves layers of different lengths
         if decoder is None:
             self._backbone.prepare()
-            decoder = PaddedDecoder(self._backbone, [new], [0])
+            decoder = PaddedDecoder(self._backbone, [new], [0], [tuple(pictures)])
         else:
             decoder.extend(torch.tensor([new], device=self._backbone.base.device))
         self._decoder = decoder
@@ -138,7 +153,13 @@ class TokenStream:
         logits = self._backbone.transform(logits) if self._backbone.transform is not None else logits.float()
         logprobs = torch.log_softmax(logits, dim=-1)[0]
         logits = nucleus(logits[:, : min(num_tokens, logits.shape[1])], options.temperature, options.top_p)
-        tokens, drawn = draw_tokens(logits, number[None].to(logits.device), options.temperature, logits.shape[1])
+        tokens, drawn = draw_tokens(
+            logits,
+            number[None].to(logits.device),
+            options.temperature,
+            logits.shape[1],
+            self._backbone.undrawn_tokens,
+        )
         if not bool(drawn.isfinite().all()):
             raise FloatingPointError("the policy's logits are not finite: the weights or the precision overflow")
         return DrawnToken(int(tokens[0]), logprobs)

@@ -40,6 +40,7 @@ class FakeVoice:
 
     def __init__(self, name, has_template=True):
         self.name, self.has_template, self.reader = name, has_template, self
+        self.sees = False
         self.asked, self.next, self.end, self.num_left = [], None, "stop", 0
 
     def fit(self, messages, num_wanted):

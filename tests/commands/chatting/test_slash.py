@@ -70,6 +70,24 @@ def test_a_saved_conversation_is_a_row_for_sft(talk, typed, tmp_path):
     assert json.loads((tmp_path / "a.jsonl").read_text()) == {"messages": session.conversation.messages}
 
 
+def test_a_picture_is_shown_with_the_next_message_alone_and_kept_whole(talk, typed, tmp_path):
+    session, file = talk(), tmp_path / "a.png"
+    file.write_bytes(b"picture")
+    assert "sft reads text alone" in typed(session, f"/image {file}")
+    session.voices.by_name["sft"].sees = True
+    assert "shows 1 of them, a.png the last" in typed(session, f"/image {file}")
+    typed(session, "What is this?", "And why?", "/good")
+    assert contents(session)[0] == [
+        {"type": "image", "image": "data:image/png;base64,cGljdHVyZQ=="},
+        {"type": "text", "text": "What is this?"},
+    ]
+    assert contents(session)[2] == "And why?"
+    assert rows(session)[0]["prompt"][0]["content"] == contents(session)[0]
+    assert "No such file" in typed(session, "/image nowhere.png")
+    typed(session, f"/image {file}", "/new", "Hi")
+    assert contents(session)[0] == "Hi"
+
+
 def test_who_speaks(talk, typed):
     session = talk()
     assert "sft speaks, of sft, dpo, base" in typed(session, "/use")

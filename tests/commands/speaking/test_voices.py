@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.callbacks.prompts import encode
@@ -93,3 +96,29 @@ def test_what_does_not_belong_together_is_refused(voices_of, policy_folders, rew
         voices_of("sft", reward_folders())
     with pytest.raises(ValueError, match="there is no such folder"):
         voices_of(tmp_path / "nothing")
+
+
+def test_a_picture_is_seen_and_kept_between_turns(voices_of, tiny_llava, tmp_path):
+    """Answers are those of generate; a turn that shows no other picture is not computed anew."""
+    file = tmp_path / "red.png"
+    Image.new("RGB", (40, 30), "red").save(file)
+    voice = voices_of(f"llava={tiny_llava}").by_name["llava"]
+    picture = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    blocks = [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]
+    talk = [{"role": "user", "content": blocks}]
+    for turn in range(2):
+        prompt = voice.reader.whole(talk)
+        assert len(prompt.pictures) == 1
+        (expected,) = voice.backbone.generate(
+            [prompt.tokens], 10, stop_tokens=voice.stop_tokens, temperature=0.0, pictures=[prompt.pictures]
+        )
+        answer = said(voice, talk)
+        assert answer.text == voice.tokenizer.decode(expected, skip_special_tokens=True)
+        assert (voice.stream.num_reused > 16) == (turn == 1)
+        talk = [*talk, {"role": "assistant", "content": answer.text}, {"role": "user", "content": "And why?"}]
+    other = [{"role": "user", "content": [{"type": "image", "image": picture}, *blocks]}]
+    assert said(voice, other).num_tokens
+    assert voice.stream.num_reused == 0
+    assert not voices_of("sft").by_name["sft"].reader.sees
+    with pytest.raises(ValueError, match="the model reads text alone"):
+        said(voices_of("sft").by_name["sft"], talk)

@@ -209,7 +209,7 @@ def _request(
 
 
 def _message(number: int, message: object) -> dict[str, Any]:
-    """A message with its words as one text. Nothing else of it is passed on: a path in it would open a file here."""
+    """A message with its words and pictures. Nothing else of it is passed on: a path in it would open a file here."""
     where = f"messages[{number}]"
     if not isinstance(message, dict):
         refuse(f"{where} is {kind_of(message)}; it must be an object with 'role' and 'content'", param="messages")
@@ -219,13 +219,26 @@ def _message(number: int, message: object) -> dict[str, Any]:
     if message.get("tool_calls"):
         refuse(f"'tool_calls' of {where} are not there in this server; leave them out", param="messages")
     if isinstance(content, list):
-        content = "".join(_block(f"content[{at}] of {where}", block) for at, block in enumerate(content))
-    if not isinstance(content, str):
-        refuse(f"'content' of {where} is {kind_of(content)}; it must be a text, or a list of them", param="messages")
+        content = [_block(f"content[{at}] of {where}", block) for at, block in enumerate(content)]
+        if all(block["type"] == "text" for block in content):
+            content = "".join(block["text"] for block in content)
+    elif not isinstance(content, str):
+        refuse(f"'content' of {where} is {kind_of(content)}; it must be a text, or a list of blocks", param="messages")
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
-def _block(where: str, block: object) -> str:
-    if not (isinstance(block, dict) and block.get("type") == "text" and isinstance(block.get("text"), str)):
-        refuse(f"{where} must be {{'type': 'text', 'text': ...}}; nothing but text is taken", param="messages")
-    return block["text"]
+def _block(where: str, block: object) -> dict[str, str]:
+    """A text, or a picture that came with the request."""
+    kind = block.get("type") if isinstance(block, dict) else None
+    value = block.get(kind) if isinstance(block, dict) and isinstance(kind, str) else None
+    if kind == "image_url" and isinstance(value, dict):
+        value = value.get("url")
+    if kind == "image_url" and isinstance(value, str) and value.startswith("data:"):
+        return {"type": "image", "image": value}
+    if kind != "text" or not isinstance(value, str):
+        refuse(
+            f"{where} must be {{'type': 'text', 'text': ...}}, or an 'image_url' whose 'url' is a data: URL; nothing is "
+            "fetched for a request, and no file opened",
+            param="messages",
+        )
+    return {"type": "text", "text": value}

@@ -62,6 +62,15 @@ def test_words_of_messages_and_prompts():
     assert completion(prompt=["a", "b"]).prompts == ["a", "b"]
 
 
+def test_a_picture_comes_with_the_request():
+    blocks = [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+        {"type": "text", "text": "What?"},
+    ]
+    (((message,)),) = chat(messages=[{"role": "user", "content": blocks}]).prompts
+    assert message["content"] == [{"type": "image", "image": "data:image/png;base64,AAAA"}, blocks[1]]
+
+
 @pytest.mark.parametrize("key", ["user", "metadata", "store", "service_tier", "parallel_tool_calls"])
 def test_what_says_nothing_about_the_answer_is_left_aside(key):
     assert chat(**{key: "anything"}).prompts == [TALK]
@@ -125,13 +134,17 @@ def test_what_is_no_request_for_a_conversation(asked, words, param):
     "block",
     [
         {"type": "image", "image": "secrets.png"},
+        {"type": "image", "image": "data:image/png;base64,AAAA"},
         {"type": "image_url", "image_url": {"url": "file:///secrets.png"}},
+        {"type": "image_url", "image_url": {"url": "http://example.com/a.png"}},
+        {"type": "image_url", "image_url": "secrets.png"},
         {"type": "text"},
+        {"type": ["text"]},
         "Hi",
     ],
 )
 def test_no_file_of_this_machine_is_opened(block):
-    with pytest.raises(RequestError, match=r"content\[1\] of messages\[0\] must be .*; nothing but text"):
+    with pytest.raises(RequestError, match=r"content\[1\] of messages\[0\] must be .*; nothing is fetched"):
         chat(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, block]}])
 
 
