@@ -237,8 +237,8 @@ def _block(where: str, block: object) -> dict[str, str]:
         return {"type": "image", "image": value}
     if kind != "text" or not isinstance(value, str):
         refuse(
-            f"{where} must be {{'type': 'text', 'text': ...}}, or an 'image_url' whose 'url' is a data: URL; nothing is "
-            "fetched for a request, and no file opened",
+            f"{where} must be {{'type': 'text', 'text': ...}}, or an 'image_url' whose 'url' is a data: URL; nothing "
+            "is fetched for a request, and no file opened",
             param="messages",
         )
     return {"type": "text", "text": value}
