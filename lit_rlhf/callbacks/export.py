@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from operator import mul
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.callbacks.best import load_best, ranking_checkpoint
 from lit_rlhf.callbacks.readme import policy_readme, reward_readme
 from lit_rlhf.checkpoints.writing import NotWrittenError
 from lit_rlhf.models.heads.reward_files import read_reward_file
@@ -24,15 +25,37 @@ class AdapterExport(Callback):
     Args:
         folder: where to; None = ``trainer.default_root_dir``.
         tokenizer: what to write beside the adapter: a tokenizer or its name; None = that of the data module.
+        weights: "last", or "best": those of the best checkpoint, which one with ``monitor`` has to keep. A run that is
+            interrupted leaves its last ones.
+
+    Raises:
+        ValueError: if ``weights`` is neither; when training begins, if nothing keeps the best ones.
     """
 
-    def __init__(self, folder: str | None = None, tokenizer: PreTrainedTokenizerBase | str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | None = None,
+        tokenizer: PreTrainedTokenizerBase | str | None = None,
+        weights: Literal["last", "best"] = "last",
+    ) -> None:
+        if weights not in ("last", "best"):
+            raise ValueError(f"weights is '{weights}'; it is 'last' or 'best'")
         self.folder = folder
         self.tokenizer = tokenizer
+        self.weights = weights
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to look for the best where nothing says what it is."""
+        if self.weights == "best":
+            ranking_checkpoint(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write everything; on every rank, because sharded weights are gathered."""
-        self._write(trainer, pl_module, f"finished after {trainer.global_step} steps")
+        state = f"finished after {trainer.global_step} steps"
+        if self.weights == "best" and (which := load_best(trainer)):
+            state += f"; the weights are those of {which}"
+            rank_zero_info(f"the folder holds {which}")
+        self._write(trainer, pl_module, state)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write what was learnt so far, unless nothing was, the numbers had run away, or there is no room."""

@@ -7,8 +7,10 @@ from copy import deepcopy
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from lit_rlhf.callbacks.checkpoints import StepCheckpoint
 from lit_rlhf.callbacks.export import AdapterExport, save_reward_tokenizer
 from lit_rlhf.models.building import build_backbone
 from lit_rlhf.models.heads.reward_model import load_reward_model
@@ -62,6 +64,29 @@ def test_nothing_is_left_of_nothing_or_of_numbers_that_ran_away(step, error, tra
     with pytest.raises(type(error)):
         train(policy(step, error), AdapterExport(tokenizer=tiny_tokenizer))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_weights_by_a_metric(train, policy, tiny_tokenizer, tmp_path):
+    """By the loss that falls the first state is the greatest one, not the last."""
+    checkpoint = StepCheckpoint(tmp_path / "kept", monitor="val/loss", mode="max")
+    options = {"enable_checkpointing": True, "val_check_interval": 1, "num_sanity_val_steps": 0}
+    train(policy(), AdapterExport(tokenizer=tiny_tokenizer, weights="best"), checkpoint, **options)
+    kept = torch.load(tmp_path / "kept" / "step-1.ckpt", weights_only=True)["state_dict"]
+    written = load_file(tmp_path / "adapter_model.safetensors")
+    assert len(written) > 5
+    for name, weight in written.items():
+        (ours,) = (value for key, value in kept.items() if key.replace(".policy", "").endswith(name[-60:]))
+        assert torch.equal(ours, weight), name
+    assert "step-1, the best by val/loss" in (tmp_path / "README.md").read_text()
+    last = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)["state_dict"]
+    assert not all(torch.equal(last[name], kept[name]) for name in kept)
+
+
+def test_the_best_is_refused_where_nothing_says_what_it_is(train, policy, tiny_tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"give trainer\.callbacks a StepCheckpoint"):
+        train(policy(), AdapterExport(tokenizer=tiny_tokenizer, weights="best"))
+    with pytest.raises(ValueError, match="weights is 'first'"):
+        AdapterExport(weights="first")
 
 
 def test_another_folder(train, policy, tiny_tokenizer, tmp_path):
