@@ -115,6 +115,13 @@ def test_a_calibrated_model_lies_on_the_dashed_line():
     assert reliability_chart("reliability", []) is None
 
 
+def test_error_bars_are_two_standard_errors():
+    figure = tree(reliability_chart("reliability", BINS))
+    (ends,) = [re.findall(r"[\d.]+", path.get("d")) for path in figure.iter("path") if "error" in path.get("class")][:1]
+    scale = (HEIGHT - 36 - 8) / (1 - 0.4)
+    assert float(ends[1]) - float(ends[2]) == pytest.approx((0.5 + 2 * (0.25 / 40) ** 0.5 - 0.4) * scale, abs=0.2)
+
+
 def test_shares_fill_the_bar():
     figure = tree(share_chart("time", {"rollout": 3.0, "update": 1.0}, "seconds"))
     widths = [float(piece.get("width")) + 1 for piece in figure.iter("rect")]

@@ -39,6 +39,13 @@ def test_a_page_with_every_section(two, tmp_path):
     assert "../two" not in text, "it has no report to go to"
 
 
+def test_links_are_quoted(finished, tmp_path):
+    folder = finished('a "b" %')
+    write_report(folder)
+    text = write_comparison([folder], tmp_path / "c.html").read_text(encoding="utf-8")
+    assert '<a href="a%20%22b%22%20%25/report.html">' in text
+
+
 def test_final_numbers_that_differ(two):
     shown = comparison.final_numbers(runs(two))
     assert '<th scope="row">score</th><td class="number">3</td><td class="number">6</td>' in shown

@@ -75,5 +75,12 @@ def test_ends_and_extremes_are_kept(values, most):
     assert {max(values), min(values)} <= {value for _, value in kept}
 
 
+def test_a_spike_in_a_long_curve_is_seen():
+    points = [(float(step), {700: 99.0, 800: -99.0}.get(step, 0.0)) for step in range(2000)]
+    kept = thinned(points, 20)
+    assert {(700.0, 99.0), (800.0, -99.0)} <= set(kept)
+    assert len(kept) <= 22
+
+
 def test_what_is_not_finite_is_not_drawn():
     assert thinned([(0, math.nan), (1, 2.0), (2, math.inf)]) == [(1, 2.0)]
