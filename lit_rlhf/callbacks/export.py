@@ -16,6 +16,7 @@ from lit_rlhf.callbacks.readme import policy_readme, reward_readme
 from lit_rlhf.checkpoints.writing import NotWrittenError
 from lit_rlhf.models.heads.reward_files import read_reward_file
 from lit_rlhf.models.heads.reward_model import RewardModel
+from lit_rlhf.models.processors import copy_processor_of
 from lit_rlhf.models.tokenizers import tokenizer_of, with_padding
 
 
@@ -80,7 +81,8 @@ class AdapterExport(Callback):
             text = save_reward_tokenizer(model, tokenizer, folder, state, of_run=True)
         else:
             tokenizer.save_pretrained(folder)
-            text = policy_readme(folder, model.base.name_or_path, state, of_run=True)
+            sees = copy_processor_of(model.base, folder)
+            text = policy_readme(folder, model.base.name_or_path, state, of_run=True, sees=sees)
         (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -101,6 +103,7 @@ def save_reward_tokenizer(
     """
     padded = with_padding(tokenizer, model.backbone)
     padded.save_pretrained(folder)
+    sees = copy_processor_of(model.base, folder)
     if (file := folder / "config.json").is_file():
         config = json.loads(file.read_text(encoding="utf-8"))
         file.write_text(json.dumps({**config, "pad_token_id": padded.pad_token_id}, indent=2) + "\n", encoding="utf-8")
@@ -115,4 +118,5 @@ def save_reward_tokenizer(
         pad=padded.pad_token_id,
         bias=sum(map(mul, weights, known.bias or [])),
         of_run=of_run,
+        sees=sees,
     )

@@ -127,6 +127,10 @@ lit-rlhf export {folder} --out merged --merge
 """
 
 
+_SEEING = """\
+It reads pictures, which sequence classifiers of transformers do not: `lit_rlhf` alone loads it.
+"""
+
 _NO_PAD = """
 A score is read at the last token of prompt and response. Where rows of a batch are padded, transformers looks for the
 last token that is not the pad token. This tokenizer has no token that could not end a text, so score rows one by one
@@ -134,7 +138,7 @@ there; `lit-rlhf score` does not pad.
 """
 
 
-def policy_readme(folder: Path, base: str, state: str, *, of_run: bool = False) -> str:
+def policy_readme(folder: Path, base: str, state: str, *, of_run: bool = False, sees: bool = False) -> str:
     """README of a folder with an adapter, or with a whole model.
 
     Args:
@@ -142,8 +146,12 @@ def policy_readme(folder: Path, base: str, state: str, *, of_run: bool = False) 
         base: name of the model that training started from.
         state: where the weights come from.
         of_run: whether the folder holds all that a run leaves.
+        sees: whether the model reads pictures, and its processor lies in the folder.
     """
     template = _ADAPTER if _is_adapter(folder) else _MODEL
+    if sees:
+        template = template.replace("ForCausalLM", "ForImageTextToText")
+        template = template.replace("AutoTokenizer", "AutoProcessor").replace("tokenizer =", "processor =")
     start = "adapter" if _is_adapter(folder) else "name_or_path"
     more = _POLICY_RUN.format(folder=folder, start=start) if of_run else ""
     if of_run and (folder / "critic").is_dir():
@@ -160,6 +168,7 @@ def reward_readme(
     pad: int | None = None,
     bias: float = 0.0,
     of_run: bool = False,
+    sees: bool = False,
 ) -> str:
     """README of a folder with a reward model.
 
@@ -171,10 +180,14 @@ def reward_readme(
         pad: id of the pad token of the tokenizer that lies in the folder.
         bias: of the score.
         of_run: whether the folder holds all that a run leaves.
+        sees: whether the model reads pictures, which classifiers of transformers do not.
     """
     template = _REWARD_ADAPTER if _is_adapter(folder) else _REWARD_MODEL
+    if sees:  # no code for transformers, and nothing of rows that it pads
+        template = template.rpartition("```python")[0] + _SEEING
     text = template.format(title=folder.name, base=base, folder=folder, state=state, num_labels=num_labels, pad=pad)
-    text += _NO_PAD if pad is None else _PAD.format(pad=pad)
+    if not sees:
+        text += _NO_PAD if pad is None else _PAD.format(pad=pad)
     if bias:
         text += _BIAS.format(bias=bias)
     return text + (_REWARD_RUN.format(folder=folder) if of_run else "")

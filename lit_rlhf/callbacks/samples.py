@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from lit_rlhf.callbacks.before_after import before_after
 from lit_rlhf.callbacks.prompts import readable
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.tokenizers import stop_tokens, tokenizer_of
-from lit_rlhf.types import Forest, InstructionBatch, PreferenceBatch
+from lit_rlhf.types import Forest, InstructionBatch, Picture, PreferenceBatch
 
 
 class Samples(NamedTuple):
@@ -56,16 +56,24 @@ class SampleTable(Callback):
         self.temperature = temperature
         self.tokenizer = tokenizer
         self.prompts: list[list[int]] = []
+        self.pictures: list[tuple[Picture, ...]] = []
         self.samples: list[Samples] = []
 
     def state_dict(self) -> dict[str, Any]:
         """The prompts and the answers so far, so that a resumed run compares with the same beginning."""
-        return {"prompts": self.prompts, "samples": [list(samples) for samples in self.samples]}
+        pictures = [[(dict(one.inputs), one.num_tokens, one.digest) for one in own] for own in self.pictures]
+        return {
+            "prompts": self.prompts,
+            "samples": [list(samples) for samples in self.samples],
+            **({"pictures": pictures} if any(pictures) else {}),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take prompts and answers over from a checkpoint."""
         self.prompts = state_dict["prompts"]
         self.samples = [Samples(*samples) for samples in state_dict["samples"]]
+        pictures = state_dict.get("pictures", [[] for _ in self.prompts])
+        self.pictures = [tuple(Picture(*one) for one in own) for own in pictures]
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -99,8 +107,10 @@ class SampleTable(Callback):
         is_known = isinstance(batch, PreferenceBatch | InstructionBatch)
         if self.samples or not is_known or not isinstance(pl_module.model, Backbone):
             return
-        found = [prompt for part in batch.micro_batches for prompt in prompts_of(part.forest)]
-        self.prompts = found[: self.num_prompts]
+        (image_token,) = pl_module.model.undrawn_tokens or [-1]
+        found = [prompt for part in batch.micro_batches for prompt in prompts_of(part.forest, image_token)]
+        self.prompts = [tokens for tokens, _ in found[: self.num_prompts]]
+        self.pictures = [pictures for _, pictures in found[: self.num_prompts]]
         self._answer(trainer, pl_module)
 
     def _answer(self, trainer: Trainer, pl_module: Any) -> None:
@@ -115,6 +125,7 @@ class SampleTable(Callback):
             stop_tokens=stop_tokens(tokenizer, pl_module.model),
             temperature=self.temperature,
             seed=0,
+            pictures=self.pictures,
         )
         texts = [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
         self.samples.append(Samples(trainer.global_step, texts))
@@ -131,10 +142,14 @@ class SampleTable(Callback):
                     lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def prompts_of(forest: Forest) -> list[list[int]]:
-    """Token ids of every root of a forest that has children, and of what comes before the last answer in a text alone.
+def prompts_of(forest: Forest, image_token: int = -1) -> list[tuple[list[int], tuple[Picture, ...]]]:
+    """Token ids and pictures of every root of a forest that has children, and of what a text has before its answer.
 
-    The last answer is the last unbroken run of scored tokens.
+    The answer of a text alone is the last unbroken run of scored tokens.
+
+    Args:
+        forest: the packed text.
+        image_token: id of the token that pictures take the place of.
     """
     bounds = pairwise((*forest.starts, forest.num_tokens))
     inner, scored = set(forest.parents), set(forest.targets.tolist())
@@ -142,8 +157,12 @@ def prompts_of(forest: Forest) -> list[list[int]]:
     for segment, (start, end) in enumerate(bounds):
         if forest.parents[segment] < 0:
             stop = end if segment in inner else _last_answer(start, end, scored)
-            found.append(forest.tokens[start:stop].tolist())
-    return list(filter(None, found))
+            tokens = forest.tokens[start:stop].tolist()
+            pictures = forest.seen_in(segment)
+            room = list(accumulate(picture.num_tokens for picture in pictures))
+            num_seen = sum(end <= tokens.count(image_token) for end in room)  # others come behind the answer
+            found.append((tokens, pictures[:num_seen]))
+    return [prompt for prompt in found if prompt[0]]
 
 
 def _last_answer(start: int, end: int, scored: set[int]) -> int:

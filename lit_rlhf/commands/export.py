@@ -57,6 +57,7 @@ def export_policy(config: finished_run.BackboneConfig, run: Path, out: Path, *, 
     from lit_rlhf.callbacks.readme import policy_readme
     from lit_rlhf.models.adapters import load_adapter
     from lit_rlhf.models.loading import load_causal_lm
+    from lit_rlhf.models.processors import copy_processor
 
     tokenizer = finished_run.load_tokenizer(run)
     if config.adapter is not None and not merge:
@@ -70,7 +71,8 @@ def export_policy(config: finished_run.BackboneConfig, run: Path, out: Path, *, 
             model = load_adapter(model, config.adapter, dropout=0.0).merge_and_unload()
         model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    text = policy_readme(out, config.name_or_path, f"exported from the run {run}")
+    sees = copy_processor(run, out)
+    text = policy_readme(out, config.name_or_path, f"exported from the run {run}", sees=sees)
     (out / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from lit_rlhf.callbacks.prompts import Prompt, encode, read_prompts
+from lit_rlhf.callbacks.prompts import Prompt
 from lit_rlhf.commands import finished_run
+from lit_rlhf.commands.asking import Asked, ask
 from lit_rlhf.commands.quiet import quieten
 from lit_rlhf.embedded import resolve
 
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     finished_run.add_arguments(parser)
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
+    parser.add_argument("--image", type=Path, action="append", default=[], help="a picture that --prompt shows")
     parser.add_argument("--prompts", type=Path, help='JSON lines, each with a "prompt"')
     parser.add_argument("--out", type=Path, help="file of JSON lines to write, instead of showing the answers")
     parser.add_argument("--raw", action="store_true", help="take texts as they are, without the chat template")
@@ -49,9 +51,6 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: if there are no prompts, a line of the file is wrong, the output exists, or the run does not load.
     """
-    prompts: list[Prompt] = [*args.prompt, *(read_prompts(Path(resolve(str(args.prompts)))) if args.prompts else [])]
-    if not prompts:
-        raise ValueError("nothing to answer: give --prompt or --prompts")
     if args.kl and args.out is None:
         raise ValueError("--kl needs --out: it is written beside the answers")
     if args.out is not None and args.out.exists():
@@ -63,6 +62,8 @@ def run(args: argparse.Namespace) -> None:
             f"{args.run} holds a whole model, so there is no reference in it: generate from its base instead"
         )
     tokenizer = finished_run.load_tokenizer(args.run)
+    file = Path(resolve(str(args.prompts))) if args.prompts else None
+    prompts = ask(args.prompt, file, args.image, tokenizer, args.run, is_raw=args.raw)
     import torch
 
     from lit_rlhf.models.building import build_backbone
@@ -80,43 +81,42 @@ def run(args: argparse.Namespace) -> None:
 def answer(
     backbone: Backbone,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Asked],
     args: argparse.Namespace,
     out: TextIO | None,
 ) -> None:
     """Answer batch by batch, to a file of JSON lines or, where there is none, to the screen."""
     from lit_rlhf.models.tokenizers import stop_tokens
 
-    encoded = [encode(prompt, tokenizer, args.raw) for prompt in prompts]
     stops = stop_tokens(tokenizer, backbone)
     for start in range(0, len(prompts), args.batch_size):
-        batch = slice(start, start + args.batch_size)
-        asked, tokens = prompts[batch], encoded[batch]
+        asked = prompts[start : start + args.batch_size]
         with backbone.role("reference" if args.reference else "policy"):
             answers = backbone.generate(
-                tokens,
+                [prompt.tokens for prompt in asked],
                 args.max_new_tokens,
                 stop_tokens=stops,
                 temperature=args.temperature,
                 top_p=args.top_p,
                 seed=args.seed + start,
+                pictures=[prompt.pictures for prompt in asked],
             )
-        moved = [{"kl": kl} for kl in divergences(backbone, tokens, answers)] if args.kl else [{}] * len(asked)
+        moved = [{"kl": kl} for kl in divergences(backbone, asked, answers)] if args.kl else [{}] * len(asked)
         for prompt, ids, kl in zip(asked, answers, moved, strict=True):
             text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
             if out is None:
-                print(text if len(prompts) == 1 else f"> {_last_words(prompt)}\n{text}\n")  # noqa: T201
+                print(text if len(prompts) == 1 else f"> {_last_words(prompt.shown)}\n{text}\n")  # noqa: T201
             else:
-                row = {"prompt": prompt, "response": text, "length": len(ids), **kl}
+                row = {"prompt": prompt.shown, "response": text, "length": len(ids), **kl}
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def divergences(backbone: Backbone, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
+def divergences(backbone: Backbone, prompts: Sequence[Asked], answers: Sequence[Sequence[int]]) -> list[float]:
     """How much likelier each answer is to the policy than to its base: its mean over the policy's own is their KL.
 
     Args:
         backbone: with an adapter.
-        prompts: token ids of each prompt.
+        prompts: with their tokens.
         answers: token ids of the answer to each.
 
     Returns:
@@ -127,7 +127,10 @@ def divergences(backbone: Backbone, prompts: Sequence[Sequence[int]], answers: S
     from lit_rlhf.types import Forest, Segment
 
     trees = [
-        [Segment(prompt, [False] * len(prompt)), Segment(answer, [True] * len(answer), 0)]
+        [
+            Segment(prompt.tokens, [False] * len(prompt.tokens), pictures=prompt.pictures),
+            Segment(answer, [True] * len(answer), 0),
+        ]
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     forest = Forest.pack(trees).to(backbone.base.device)

@@ -126,4 +126,5 @@ def _num_tokens(tokens: ResponseTokens) -> int:
 def _tree(tokens: ResponseTokens) -> list[Segment]:
     """A prompt and its responses; no token is marked, as a score is read at the ends."""
     responses = [Segment(ids, [False] * len(ids), parent=0) for ids, _ in tokens.responses]
-    return [Segment(tokens.prompt, [False] * len(tokens.prompt)), *responses]
+    pictures = tuple(seen.picture for seen in tokens.pictures)
+    return [Segment(tokens.prompt, [False] * len(tokens.prompt), pictures=pictures), *responses]

@@ -7,7 +7,7 @@ import json
 import torch
 
 from lit_rlhf.callbacks.samples import SampleTable, prompts_of
-from lit_rlhf.types import Forest, Segment
+from lit_rlhf.types import Forest, Picture, Segment
 
 
 def rows_of(folder):
@@ -18,13 +18,29 @@ def test_prompts_are_the_roots_that_have_children():
     shared, unanswered = Segment([5, 6], [False, False]), Segment([7, 8], [False, False])
     empty = Segment([], [])
     pair = [shared, Segment([1], [True], 0), Segment([2], [True], 0)]
-    assert prompts_of(Forest.pack([pair, [unanswered], [empty, Segment([3], [False], 0)]])) == [[5, 6]]
+    assert prompts_of(Forest.pack([pair, [unanswered], [empty, Segment([3], [False], 0)]])) == [([5, 6], ())]
 
 
 def test_the_prompt_of_a_text_is_what_comes_before_its_last_answer():
     flags = ([0, 1, 1], [0, 1, 1, 0, 0, 1, 1, 1, 0], [0, 0, 1, 0])
     texts = [[Segment([10 * n + at for at in range(len(row))], [*map(bool, row)])] for n, row in enumerate(flags, 1)]
-    assert prompts_of(Forest.pack(texts)) == [[10], [20, 21, 22, 23, 24], [30, 31]]
+    assert [tokens for tokens, _ in prompts_of(Forest.pack(texts))] == [[10], [20, 21, 22, 23, 24], [30, 31]]
+
+
+def test_pictures_come_with_the_prompt_that_shows_them():
+    """Also with a text of which the last picture stands behind the answer; a checkpoint holds them."""
+    seen = [Picture({"pixel_values": torch.full((1, 3, 2, 2), float(n))}, n, f"{n}") for n in (1, 2, 3)]
+    prompt = Segment([9, 5, 9, 9], [False] * 4, pictures=tuple(seen[:2]))
+    text = Segment([9, 9, 6, 9, 9, 9], [False, False, True, False, False, False], pictures=tuple(seen[1:]))
+    forest = Forest.pack([[prompt, Segment([1], [True], 0), Segment([2], [True], 0)], [text]])
+    assert prompts_of(forest, 9) == [([9, 5, 9, 9], tuple(seen[:2])), ([9, 9], (seen[1],))]
+    table, again = SampleTable(), SampleTable()
+    table.prompts, table.pictures = [[9, 5, 9, 9], [1]], [tuple(seen[:2]), ()]
+    again.load_state_dict(table.state_dict())
+    assert (again.prompts, again.pictures) == (table.prompts, table.pictures)
+    table.pictures = [(), ()]
+    again.load_state_dict(table.state_dict())
+    assert again.pictures == [(), ()]
 
 
 def test_before_and_after(train, policy, tiny_tokenizer, tmp_path, capsys):
