@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from lit_rlhf.commands.speaking.pieces import TextPieces
 
@@ -34,6 +36,16 @@ def test_pieces_are_the_text_and_hold_no_broken_character(text, tiny_tokenizer):
     assert not is_stopped
     assert not any("\ufffd" in piece for piece in said)
     assert said[0]  # it does not wait for the end
+
+
+def test_spaces_stay_where_a_tokenizer_drops_the_one_before_a_text():
+    words = ["<unk>", "\u2581", "\u2581a", "\u2581spider", "s"]
+    model = models.WordLevel(dict(zip(words, range(5), strict=True)), unk_token="<unk>")
+    backend = Tokenizer(model)
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    pieces = TextPieces(tokenizer)
+    assert [pieces.add(token) for token in (2, 3, 4, 2)] == ["a", " spider", "s", " a"]
 
 
 def test_a_character_that_never_ends_comes_at_the_end(tiny_tokenizer):

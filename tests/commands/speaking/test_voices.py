@@ -116,9 +116,15 @@ def test_a_picture_is_seen_and_kept_between_turns(voices_of, tiny_llava, tmp_pat
         assert answer.text == voice.tokenizer.decode(expected, skip_special_tokens=True)
         assert (voice.stream.num_reused > 16) == (turn == 1)
         talk = [*talk, {"role": "assistant", "content": answer.text}, {"role": "user", "content": "And why?"}]
-    other = [{"role": "user", "content": [{"type": "image", "image": picture}, *blocks]}]
-    assert said(voice, other).num_tokens
-    assert voice.stream.num_reused == 0
+    before_it = [{"role": "user", "content": [{"type": "text", "text": "So: "}, *blocks]}]
+    twice = [{"role": "user", "content": [{"type": "image", "image": picture}, *blocks]}]
+    Image.new("RGB", (40, 30), "blue").save(file)
+    blue = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    another = [{"role": "user", "content": [{"type": "image", "image": blue}, blocks[1]]}]
+    for other in (before_it, twice, another):
+        said(voice, talk[:1])
+        said(voice, other)
+        assert voice.stream.num_reused == 0
     assert not voices_of("sft").by_name["sft"].reader.sees
     with pytest.raises(ValueError, match="the model reads text alone"):
         said(voices_of("sft").by_name["sft"], talk)

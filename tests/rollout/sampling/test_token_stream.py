@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from lit_rlhf.models.layers.linear_logprobs import LogitTransform
 from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
 from lit_rlhf.rollout.sampling.padded_decoder import PaddedDecoder
 from lit_rlhf.rollout.sampling.token_stream import StreamOptions, TokenStream
@@ -44,6 +45,9 @@ def test_what_another_prompt_shares_is_kept_and_the_rest_forgotten(backbone, str
     (expected,) = backbone.generate([other], 12, stop_tokens=[2], temperature=0.0)
     assert drawn(stream, other) == expected
     assert stream.num_reused == 4
+    again = drawn(stream, PROMPT)
+    assert stream.num_reused == 4
+    assert again == drawn(TokenStream(backbone, nullcontext), PROMPT)
     assert drawn(stream, [77, 78]) == backbone.generate([[77, 78]], 12, stop_tokens=[2], temperature=0.0)[0]
     assert stream.num_reused == 0
     assert drawn(stream, [77, 78]) == drawn(TokenStream(backbone, nullcontext), [77, 78])
@@ -80,6 +84,19 @@ def test_log_probabilities_are_those_of_the_policy(backbone, stream, trainer_log
     with torch.no_grad():
         logits = backbone.base(input_ids=rows).logits[0, len(PROMPT) - 1 : -1]
     torch.testing.assert_close(torch.stack([one.logprobs for one in found]), logits.log_softmax(-1), rtol=0, atol=1e-4)
+
+
+def test_what_the_model_does_to_its_logits_is_done(backbone, stream):
+    (before,) = stream.draw(PROMPT, StreamOptions(max_new_tokens=1), stop_tokens=[2], num_tokens=320)
+    backbone.transform = LogitTransform(scale=0.5)
+    (after,) = stream.draw(PROMPT, StreamOptions(max_new_tokens=1), stop_tokens=[2], num_tokens=320)
+    torch.testing.assert_close(after.logprobs, (before.logprobs / 2).log_softmax(-1), rtol=0, atol=1e-5)
+
+
+def test_tokens_that_stand_for_pictures_are_not_drawn(backbone, stream, monkeypatch):
+    others = [token for token in range(320) if token != 7]
+    monkeypatch.setattr(type(backbone), "undrawn_tokens", others)
+    assert drawn(stream, PROMPT) == [7] * GREEDY.max_new_tokens
 
 
 def test_an_answer_left_in_the_middle_of_a_pass_harms_no_later_one(backbone, stream, monkeypatch):
