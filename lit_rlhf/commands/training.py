@@ -26,40 +26,20 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_rlhf.callbacks.batch_kind import BatchKind
-from lit_rlhf.callbacks.checkpoints import IterationCheckpoint, StepCheckpoint
-from lit_rlhf.callbacks.event_files import EventFiles, is_available
-from lit_rlhf.callbacks.export import AdapterExport
-from lit_rlhf.callbacks.health import HealthBands
-from lit_rlhf.callbacks.held_out import HeldOutRows
-from lit_rlhf.callbacks.metrics_file import MetricsFile
-from lit_rlhf.callbacks.origin import Origin
-from lit_rlhf.callbacks.plots import Plots
-from lit_rlhf.callbacks.predictions import PredictionsFile
-from lit_rlhf.callbacks.preemption import Preemption
 from lit_rlhf.callbacks.progress import Progress
-from lit_rlhf.callbacks.random_state import RandomState
-from lit_rlhf.callbacks.rank_watch import RankWatch
-from lit_rlhf.callbacks.reliability import ReliabilityPlot
-from lit_rlhf.callbacks.report import Report
-from lit_rlhf.callbacks.rollout_table import RolloutTable
-from lit_rlhf.callbacks.samples import SampleTable
-from lit_rlhf.callbacks.score_spread import ScoreSpread
-from lit_rlhf.callbacks.subset_table import SubsetTable
-from lit_rlhf.callbacks.summary import RunSummary
 from lit_rlhf.checkpoints.folder import newest_valid
 from lit_rlhf.checkpoints.plugin import SafeCheckpointIO
 from lit_rlhf.commands.config_errors import explain
 from lit_rlhf.commands.quiet import quieten
-from lit_rlhf.commands.run_folder import CHECKPOINTS, folder_of_checkpoint, free_folder, last_checkpoint
+from lit_rlhf.commands.run_folder import folder_of_checkpoint, free_folder, last_checkpoint
+from lit_rlhf.commands.run_parts import listed, missing, refuse_callbacks, run_callbacks, run_loggers
 from lit_rlhf.embedded import resolve
-from lit_rlhf.metrics.phases import HasPhases
 
 _ADVICE = {
     "No supported gpu": ("trainer.accelerator is gpu, and torch finds none on this machine; auto takes what there is"),
@@ -201,21 +181,26 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with our callbacks and logger wherever the user has none of that kind."""
         self.config = self._as_written
-        config = self.config_init[self.subcommand].trainer
-        given = _listed(config.callbacks)
+        command = str(self.subcommand)
+        config = self.config_init[command].trainer
+        given = listed(config.callbacks)
+        refuse_callbacks(given)
         if not any(isinstance(callback, ProgressBar) for callback in given) and config.enable_progress_bar is not False:
             given = [*given, Progress()]
         if config.fast_dev_run:
             given = [*given, BatchKind()]
         else:
-            given = [*given, *_missing(self._callbacks(Path(config.default_root_dir)), given)]
-        plugins = _listed(config.plugins)
+            folder = Path(config.default_root_dir)
+            ours = run_callbacks(command, self.model, folder, requeue=self._begins_again)
+            given = [*given, *missing(ours, given)]
+        plugins = listed(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, SafeCheckpointIO()]
-        defaults: dict[str, Any] = {"callbacks": given, "logger": self._loggers(config), "plugins": plugins}
+        loggers = run_loggers(command, config.logger, config.default_root_dir)
+        defaults: dict[str, Any] = {"callbacks": given, "logger": loggers, "plugins": plugins}
         if config.enable_model_summary is None:
             defaults["enable_model_summary"] = False
-        if config.num_sanity_val_steps is None and self.subcommand == "fit" and not config.fast_dev_run:
+        if config.num_sanity_val_steps is None and command == "fit" and not config.fast_dev_run:
             defaults["num_sanity_val_steps"] = -1
         try:
             return super().instantiate_trainer(**{**defaults, **kwargs})
@@ -227,7 +212,7 @@ class TrainingCLI(LightningCLI):
         try:
             self.trainer.fit(**kwargs)
         except (Exception, SystemExit) as error:
-            if path := _last_checkpoint(self.trainer):
+            if (path := _last_checkpoint(self.trainer)) and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 note = f"last good checkpoint: {path} (go on from it with --ckpt_path={path})"
                 error.add_note(note)
                 if isinstance(error, SystemExit):  # what Lightning makes of Ctrl-C, which nobody prints
@@ -249,41 +234,6 @@ class TrainingCLI(LightningCLI):
         if folder != wanted:
             rank_zero_info(f"{wanted} holds a run already; this one goes to {folder}")
         return folder
-
-    def _callbacks(self, folder: Path) -> list[Callback]:
-        # Validation loads `--ckpt_path=last` through the ModelCheckpoint too.
-        learns_from_rollouts = isinstance(self.model, HasPhases)
-        checkpoint = (
-            IterationCheckpoint(folder / CHECKPOINTS) if learns_from_rollouts else StepCheckpoint(folder / CHECKPOINTS)
-        )
-        if self.subcommand == "predict":
-            return [BatchKind(), Origin(), checkpoint, PredictionsFile()]
-        if self.subcommand != "fit":
-            return [BatchKind(), Origin(), checkpoint, ReliabilityPlot(), SubsetTable()]
-        table = RolloutTable() if learns_from_rollouts else SampleTable()
-        watching: list[Callback] = [
-            table,
-            HeldOutRows(),
-            HealthBands(),
-            ScoreSpread(),
-            AdapterExport(),
-            Plots(),
-            ReliabilityPlot(),
-        ]
-        watching += [Report(), RunSummary()]  # the report lists the files of all others
-        leaving = Preemption(requeue=self._begins_again)
-        return [BatchKind(), RandomState(), Origin(), RankWatch(), *watching, checkpoint, leaving]
-
-    def _loggers(self, config: Namespace) -> list[Logger] | bool:
-        """The user's, behind ours: Lightning takes the folder of the run from the first."""
-        given = config.logger if isinstance(config.logger, list) else [config.logger]
-        given = [logger for logger in given if isinstance(logger, Logger)]
-        if self.subcommand != "fit" or config.logger is False:
-            return given or False
-        ours: list[Logger] = [MetricsFile(config.default_root_dir)]
-        if is_available() and not any(isinstance(logger, TensorBoardLogger) for logger in given):
-            ours.append(EventFiles(config.default_root_dir))
-        return [*ours, *given]
 
 
 class DataCLI(TrainingCLI):
@@ -368,18 +318,3 @@ def _last_checkpoint(trainer: Trainer) -> str:
     folders = [Path(callback.dirpath) for callback in kept if callback.dirpath is not None]
     found = [path for folder in folders if (path := newest_valid(folder).path) is not None]
     return os.path.relpath(found[0]) if found else ""
-
-
-def _listed(given: Any) -> list[Any]:
-    """What the user gave, one or several or none, as a list."""
-    return given if isinstance(given, list) else [] if given is None else [given]
-
-
-def _missing(ours: list[Callback], given: list[Callback]) -> list[Callback]:
-    """Ours of those kinds that the user gave none of."""
-    kinds: dict[type, type] = {StepCheckpoint: ModelCheckpoint}
-
-    def is_given(kind: type) -> bool:
-        return any(isinstance(callback, kinds.get(kind, kind)) for callback in given)
-
-    return [callback for callback in ours if not is_given(type(callback))]

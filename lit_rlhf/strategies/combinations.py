@@ -40,6 +40,7 @@ class Combination(NamedTuple):
         is_int8: whether some weights are held in 8 bits.
         learns_from_rollouts: whether the algorithm takes its steps by hand, as PPO and its kin do.
         has_four_bit_experts: whether experts of a mixture are held in 4 bits.
+        is_compiled: whether the module went through ``torch.compile`` as a whole.
     """
 
     strategy: str
@@ -47,6 +48,7 @@ class Combination(NamedTuple):
     is_int8: bool = False
     learns_from_rollouts: bool = False
     has_four_bit_experts: bool = False
+    is_compiled: bool = False
 
 
 class Refusal(NamedTuple):
@@ -105,6 +107,11 @@ REFUSALS = (
         "trainer.strategy is 'fsdp2' and experts are held in nf4, one by one, which sharding would cut across; take "
         "backbone.quantization 'none', or trainer.strategy 'ddp', where each rank holds all of the 4-bit model",
     ),
+    Refusal(
+        lambda run: run.is_compiled,
+        "torch.compile was given the whole module, whose steps are no one graph: they sample, log and go from one "
+        "micro-batch to the next; give the Trainer the module itself",
+    ),
 )
 """What is refused; the first that applies is told."""
 
@@ -136,7 +143,8 @@ def refuse_combination(module: LightningModule) -> None:
     strategy = trainer.strategy
     is_int8 = any(isinstance(part, bitsandbytes.nn.Linear8bitLt) for part in module.modules())
     four_bit = has_four_bit_experts(module)
-    refuse(Combination(_name(strategy), trainer.precision, is_int8, not module.automatic_optimization, four_bit))
+    by_hand, is_compiled = not module.automatic_optimization, module._compiler_ctx is not None
+    refuse(Combination(_name(strategy), trainer.precision, is_int8, by_hand, four_bit, is_compiled))
 
 
 def _name(strategy: Strategy) -> str:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from lit_rlhf.algorithms.dpo import DPOModule
 from lit_rlhf.callbacks.metrics_file import read_metrics
+from lit_rlhf.callbacks.samples import SampleTable
 from lit_rlhf.checkpoints.reading import read
 from lit_rlhf.cli import main
 from lit_rlhf.commands import training
@@ -158,7 +159,7 @@ def test_what_the_user_gives_replaces_ours_of_its_kind(caught, fit, tmp_path):
         )
     trainer = caught[0].trainer
     assert [callback.monitor for callback in trainer.checkpoint_callbacks] == ["val/loss"]
-    tables = [callback for callback in trainer.callbacks if isinstance(callback, training.SampleTable)]
+    tables = [callback for callback in trainer.callbacks if isinstance(callback, SampleTable)]
     assert [table.num_prompts for table in tables] == [2]
     assert trainer.loggers == []
     assert trainer.progress_bar_callback is None

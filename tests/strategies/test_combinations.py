@@ -24,6 +24,7 @@ REFUSED = {
     "'16-true'.*take 'bf16-true'": Combination("fsdp2", "16-true"),
     "'16-mixed'.*take 'bf16-mixed'": Combination("single", "16-mixed", learns_from_rollouts=True),
     "experts are held in nf4.*or trainer.strategy 'ddp'": Combination("fsdp2", has_four_bit_experts=True),
+    "give the Trainer the module itself": Combination("single", is_compiled=True),
 }
 FOUND = {FSDPStrategy: "manual optimization", ModelParallelStrategy: "shards nothing"}
 
