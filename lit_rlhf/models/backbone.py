@@ -243,8 +243,7 @@ class Backbone(nn.Module):
         """
         if (vision := self.vision) is None:
             raise ValueError(
-                f"the rows have pictures, and '{self.base.name_or_path}' reads text alone: take a model with a tower "
-                "for pictures, leave the pictures out, or set data.images to ignore"
+                f"the rows have pictures, and '{self.base.name_or_path}' reads text alone; set data.images to ignore"
             )
         return vision
 
@@ -262,12 +261,6 @@ class Backbone(nn.Module):
         if forest.pictures:
             return self.eyes.decoder_inputs(forest)
         return {"input_ids": forest.tokens[None], "position_ids": forest.positions[None]}
-
-    def ahead(self, forest: Forest) -> list[int]:
-        """For each segment, how much further than its depth the position of a token lies that would follow it."""
-        if not forest.pictures:
-            return [0] * len(forest.lengths)
-        return self.eyes.ahead(forest)
 
     def forest_states(self, forest: Forest, layout: ForestLayout) -> Tensor:
         """Last hidden states (Q, H) of the layout's last queries, by the attention of this package."""

@@ -7,12 +7,14 @@ from copy import deepcopy
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from datamodules.preference import PreferenceDataModule
 from datamodules.sources import Row
 from lit_rlhf.commands.scoring import NotFiniteError, Scored, Scorer
-from lit_rlhf.models.heads.reward_model import RewardModel, load_reward_model
+from lit_rlhf.models.heads.reward_model import RewardModel, build_reward_model, load_reward_model
+from lit_rlhf.models.options import BackboneConfig, LoraOptions
+from tests.tiny_vision import draw
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there."}]
 ROWS = [
@@ -139,3 +141,27 @@ def test_a_missing_chat_template_names_the_row(reward_folders, tiny_tokenizer):
     bare.chat_template = None
     with pytest.raises(ValueError, match=r"rows:3: .*chat template"):
         make(reward_folders(), bare)(rows())
+
+
+def test_rows_with_pictures(tiny_llava, tmp_path):
+    """The same text under two pictures, by a reward model that reads them; a row without beside them."""
+    torch.manual_seed(0)
+    config = BackboneConfig(str(tiny_llava), lora=LoraOptions(r=2, init="gaussian"))
+    model = build_reward_model(config, {"score": 1.0})
+    model.save(tmp_path)
+    seen = [draw(tmp_path / f"{colour}.png", colour=colour) for colour in ("red", "blue", "red")]
+    shown = [{"prompt": "<image>What?", "response": " Red.", "images": [str(file.name)]} for file in seen]
+    contents = [*shown, {"prompt": "What?", "response": " Red."}]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llava)
+    red, blue, again, blind = make(tmp_path, tokenizer, processor=str(tiny_llava), image_dir=str(tmp_path))(
+        rows(contents)
+    )
+    assert red.scores == pytest.approx(again.scores, abs=1e-6)
+    assert len({round(one.scores[0], 4) for one in (red, blue, blind)}) == 3
+    from_training = PreferenceDataModule(
+        train=shown[:1], kind="graded", tokenizer=tokenizer, processor=str(tiny_llava), image_dir=str(tmp_path)
+    )
+    (batch,) = from_training.steps("train")
+    (micro_batch,) = batch.micro_batches
+    with torch.no_grad():
+        assert load_reward_model(tmp_path).scores(micro_batch.forest).tolist() == pytest.approx(red.scores, abs=1e-5)

@@ -174,7 +174,7 @@ def test_positions_are_the_models_own(kind, look, own):
     """Where a token stands, and the one that would follow: those of ``get_rope_index`` on each whole row."""
     backbone, plain = look(kind), own(kind)
     forest = seeing_forest(plain)
-    found, ahead = backbone.eyes.positions(forest), backbone.ahead(forest)
+    found, ahead = backbone.eyes.positions(forest), backbone.eyes.ahead(forest)
     if kind == "llava":
         assert torch.equal(found, forest.positions[None])
         assert not any(ahead)
@@ -204,7 +204,7 @@ def test_pictures_that_do_not_fit_are_refused_by_name(look, tiny_llama):
     backbone = look()
     segment = seeing_segment(backbone.base, (0,))
     fewer = segment._replace(tokens=segment.tokens[3:], scored=segment.scored[3:])
-    with pytest.raises(ValueError, match="has 15 image tokens .* its 1 pictures take 16"):
+    with pytest.raises(ValueError, match=r"has 15 image tokens .* its 1 pictures take 16"):
         backbone.hidden_states(Forest.pack([[fewer]]))
     with pytest.raises(ValueError, match=r"has 17 image tokens in the text, and the tower .* gives 16 rows"):
         backbone.eyes.features(picture_for(backbone.base, 0)._replace(num_tokens=17))
@@ -213,7 +213,7 @@ def test_pictures_that_do_not_fit_are_refused_by_name(look, tiny_llama):
     blind = build_backbone(BackboneConfig(str(tiny_llama())))
     assert blind.vision is None
     assert blind.undrawn_tokens == []
-    with pytest.raises(ValueError, match=r"reads text alone: .*data\.images"):
+    with pytest.raises(ValueError, match=r"reads text alone; .*data\.images"):
         blind.hidden_states(Forest.pack([[segment]]))
 
 

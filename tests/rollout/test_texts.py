@@ -7,6 +7,7 @@ import torch
 
 from datamodules.packing import TokenSequence, pack_sequences
 from lit_rlhf.rollout.texts import deal_texts, text_weight
+from lit_rlhf.types import Forest, Instructions, Picture, Segment
 
 CPU = torch.device("cpu")
 
@@ -83,3 +84,13 @@ def test_the_weight_is_one_over_the_trained_tokens():
     number = sum(len(text.forest.targets) for text in texts)
     assert float(text_weight(texts, CPU)) == pytest.approx(1 / number)
     assert float(text_weight([], CPU)) == 1.0
+
+
+def test_pictures_go_where_their_text_goes():
+    pictures = [Picture({}, 1, f"{number}") for number in range(8)]
+    trees = [[Segment([9, 5, 6], [False, False, True], pictures=(picture,))] for picture in pictures]
+    rows = tuple(f"texts:{number}" for number in range(8))
+    parts = deal_texts([Instructions(Forest.pack(trees), rows, ("texts",) * 8)], 3, "key", CPU)
+    for (text,) in parts:
+        assert [f"texts:{picture.digest}" for picture in text.forest.pictures] == list(text.rows)
+        assert text.forest.holders == tuple(range(len(text.rows)))

@@ -82,7 +82,7 @@ class ForestDecoder:
     def _prefill(self, prompts: Sequence[Segment]) -> tuple[Tensor, dict[int, KeyValue]]:
         """Hidden states (P, H) of the last tokens; keys and values (J, T, D) of each layer."""
         forest = Forest.pack([prompt] for prompt in prompts).to(self._device)
-        self._ahead += self._backbone.ahead(forest)
+        self._ahead += self._backbone.eyes.ahead(forest) if forest.pictures else [0] * len(prompts)
         last = torch.tensor(forest.ends, device=self._device)
         kept: dict[int, KeyValue] = {}
         layout = ForestLayout(forest, read="ends", keep=lambda layer, k, v: kept.update({layer: (k[0], v[0])}))

@@ -47,7 +47,7 @@ class PaddedDecoder:
             self.states = backbone.eyes.own_forward(tokens, self._mask, positions, seen, **options)[:, -1]
             roots = zip(prompts, pictures, strict=True)
             forest = Forest.pack([Segment(own, [False] * len(own), -1, shown)] for own, shown in roots)
-            self._positions = self._positions + torch.tensor(backbone.ahead(forest), device=device)
+            self._positions = self._positions + torch.tensor(backbone.eyes.ahead(forest), device=device)
         else:
             self.states = self._forward(tokens, positions)
         self.keep(owners)

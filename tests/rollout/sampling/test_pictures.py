@@ -1,0 +1,60 @@
+"""Samplers are given prompts with pictures: what they draw is what the plain model says of each row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from lit_rlhf.models.building import build_backbone
+from lit_rlhf.models.options import BackboneConfig
+from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
+from lit_rlhf.rollout.sampling.continuous_sampler import ContinuousSampler
+from lit_rlhf.rollout.sampling.generate_sampler import GenerateSampler
+from lit_rlhf.types import Prompt
+from tests.tiny_pictures import make_seeing, picture_for, row_logits, seeing_segment
+
+
+def make_prompt(tokens, row="rows.jsonl:0", pictures=()):
+    return Prompt(tuple(tokens), "", (), {}, row, "rows", pictures)
+
+
+@pytest.mark.parametrize("attention", ["forest", "sdpa"])
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", "qwen3_vl"])
+def test_prompts_with_pictures(kind, attention, make_request, tmp_path):
+    """Greedy answers and log-probabilities are those of the plain model; prompts that differ in a picture are two."""
+    folder = make_seeing(kind, tmp_path)
+    backbone = build_backbone(BackboneConfig(str(folder), attention=attention), reference="none")
+    plain = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
+    shown = [seeing_segment(plain, seeds, 40) for seeds in ((0,), (3,), (1, 2, 0), ())]
+    prompts = [make_prompt(one.tokens, pictures=one.pictures) for one in shown]
+    assert prompts[0].tokens == prompts[1].tokens
+    request = make_request(prompts=prompts, num_responses=2, temperature=0.0, max_new_tokens=6, stop_tokens=[2, 3])
+    rollouts = CachedSampler()(backbone, request)
+    image = plain.config.image_token_id
+    for prompt, ids, mask, found in zip(
+        rollouts.prompts, rollouts.tokens, rollouts.response_mask, rollouts.logprobs, strict=True
+    ):
+        response = ids[mask].tolist()
+        with torch.no_grad():
+            row = row_logits(plain, [*prompt.tokens, *response], prompt.pictures)[len(prompt.tokens) - 1 : -1]
+        logprobs = torch.log_softmax(row, -1)[torch.arange(len(response)), response]
+        torch.testing.assert_close(found[mask], logprobs, rtol=0, atol=2e-5)
+        drawable = row.index_fill(1, torch.tensor([image]), -torch.inf)[:, : len(request.tokenizer)]
+        assert response == drawable.argmax(-1).tolist()
+    assert rollouts.tokens[0].tolist() != rollouts.tokens[2].tolist()
+    if attention == "forest":
+        assert backbone.eyes.num_passes == 4
+
+
+def test_an_image_token_is_never_drawn(make_request, tmp_path):
+    backbone = build_backbone(BackboneConfig(str(make_seeing("llava", tmp_path))), reference="none")
+    (image,) = backbone.undrawn_tokens
+    with torch.no_grad():
+        backbone.base.lm_head.weight[image] = 20 * backbone.base.lm_head.weight[9]  # likely wherever 9 is
+    for sampler in (CachedSampler(), GenerateSampler()):
+        rollouts = sampler(backbone, make_request(lengths=(4, 5, 6, 7), num_responses=8, max_new_tokens=12))
+        assert not (rollouts.tokens == image).any()
+    request = make_request(prompts=[make_prompt([5], "rows.jsonl:7", (picture_for(backbone.base, 0),))])
+    with pytest.raises(ValueError, match=r"rows\.jsonl:7: ContinuousSampler takes no pictures"):
+        ContinuousSampler()(backbone, request)
