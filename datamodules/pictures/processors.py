@@ -106,7 +106,8 @@ def load_processor(name: str, tokenizer: PreTrainedTokenizerBase) -> PictureProc
     Raises:
         ValueError: if there is none, it needs torchvision, or it does not fit the tokenizer.
     """
-    from transformers import AutoImageProcessor, AutoProcessor
+    from transformers import AutoProcessor
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor  # by its front door needs torchvision
 
     try:
         images: Any = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
