@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 HOUSE = "house"  # where the site keeps pages of what lies outside of docs/
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=(?:#[^)\s]*)?\))")
 DEFINED = re.compile(r'(?<=<a href=")([^"#]*house/([^"#]+\.py)\.html)(?="><code>(?:\w+\.)*(\w+)</code>)')
+LONG_NAME = re.compile(r"(?<=<code>)[\w./-]+(?=</code>)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
 
 
@@ -49,8 +50,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(content: str, page: Any, config: Any, files: Files) -> str:
-    """Set the formulas, and let links to functions lead to the lines that define them."""
+    """Set the formulas, let links to functions lead to their lines, and long names break where a reader would."""
     content = DEFINED.sub(lambda link: link[1] + _line(link[2], link[3]), content)
+    content = LONG_NAME.sub(lambda name: re.sub(r"(?<=[./_])(?=\w)", "<wbr>", name[0]), content)
     return FORMULA.sub(lambda found: mathml(html.unescape(found[2]), shown=found[1] == "div"), content)
 
 

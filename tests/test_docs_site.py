@@ -80,11 +80,12 @@ def test_a_formula_of_the_page_reads_as_it_should(site: Path):
 def test_links_to_functions_lead_to_their_lines(site: Path):
     """Where a name is defined is in the file; the page that shows the file has that line."""
     links = re.findall(
-        r'href="([^"]*house/([^"]+\.py)\.html)#(__codelineno-0-(\d+))"><code>([\w.]+)</code>',
+        r'href="([^"]*house/([^"]+\.py)\.html)#(__codelineno-0-(\d+))"><code>([\w.<>]+?)</code>',
         built(site, ROOT / "docs/algorithms/ppo.md"),
     )
     assert len(links) > 15
-    for _, file, anchor, number, name in links:
+    for _, file, anchor, number, shown in links:
+        name = shown.replace("<wbr>", "")
         line = (ROOT / file).read_text(encoding="utf-8").splitlines()[int(number) - 1]
         assert re.match(rf" *(def|class) {name.split('.')[-1]}\b", line)
         assert f'id="{anchor}"' in (site / f"house/{file}.html").read_text(encoding="utf-8")
@@ -102,3 +103,8 @@ def test_lists_and_tables_are_lists_and_tables(site: Path):
         text = re.sub(r"<(script|code|pre|table)\b.*?</\1>", "", built(site, page), flags=re.DOTALL)
         body = text[text.index("<article") : text.index("</article>")]
         assert re.findall(r"<p>(?:(?!</p>).)*?\n(?:- |\d+\. |\| ).{,60}", body, re.DOTALL) == [], page
+
+
+def test_long_names_break_behind_their_parts(site: Path):
+    """In a narrow cell, not in the middle of a word."""
+    assert "<code>train/<wbr>clip_<wbr>fraction_<wbr>low</code>" in built(site, ROOT / "docs/metrics.md")
