@@ -48,7 +48,7 @@ from lit_rlhf.metrics.means import Means
 from lit_rlhf.metrics.pairs import PAIR_METRICS, pair_rows, pair_sums
 from lit_rlhf.metrics.throughput import Throughput
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.models.building import ReferenceKind, build_backbone, wrap_model
+from lit_rlhf.models.building import ReferenceKind, open_backbone
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.loading import root_device
 from lit_rlhf.models.micro_batches import Passes, StepWindow, backward_all_but_last, gradient_norm, in_step, no_loss
@@ -67,6 +67,11 @@ class _Coupled(NamedTuple):
 
     pairs: PreferencePairs
     terms: Sequence[tuple[Tensor, PairLogprobs] | None]
+
+    @property
+    def forest(self) -> Forest:
+        """Of the micro-batch."""
+        return self.pairs.forest
 
 
 class _Scored(NamedTuple):
@@ -144,12 +149,7 @@ class DPOModule(LightningModule):
         if "model" in self._modules:
             return
         kind: ReferenceKind = "none" if not self.needs_reference else "moving" if self.reference.sync_steps else "fixed"
-        if isinstance(self.backbone, BackboneConfig):
-            self.model = build_backbone(self.backbone, reference=kind, device=root_device(self))
-        elif isinstance(self.backbone, Backbone):
-            self.model = self.backbone
-        else:
-            self.model = wrap_model(self.backbone, reference=kind)
+        self.model = open_backbone(self.backbone, reference=kind, device=root_device(self))
 
     def forward(self, pairs: PreferencePairs) -> PairLogprobs:
         """Log-probabilities of each pair's responses under policy and reference: what every loss reads."""

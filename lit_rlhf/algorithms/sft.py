@@ -36,7 +36,7 @@ from lit_rlhf.metrics.means import Means
 from lit_rlhf.metrics.texts import TEXT_METRICS, text_rows, text_sums
 from lit_rlhf.metrics.throughput import Throughput
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.models.building import build_backbone, wrap_model
+from lit_rlhf.models.building import open_backbone
 from lit_rlhf.models.checkpoints import drop_frozen, refuse_foreign
 from lit_rlhf.models.layers.linear_logprobs import TokenLogprobs
 from lit_rlhf.models.loading import root_device
@@ -99,12 +99,7 @@ class SFTModule(LightningModule):
         refuse_combination(self)
         if "model" in self._modules:
             return
-        if isinstance(self.backbone, BackboneConfig):
-            self.model = build_backbone(self.backbone, reference="none", device=root_device(self))
-        elif isinstance(self.backbone, Backbone):
-            self.model = self.backbone
-        else:
-            self.model = wrap_model(self.backbone, reference="none")
+        self.model = open_backbone(self.backbone, reference="none", device=root_device(self))
 
     def forward(self, texts: Instructions) -> TokenLogprobs:
         """Log-probabilities (N,) of the scored tokens, in nats, and what is watched beside them."""

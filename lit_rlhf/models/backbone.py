@@ -60,11 +60,12 @@ class Backbone(nn.Module):
         self.model = model
         self.reference_model = reference_model
         self.attention = attention
+        self.router_aux_loss_coef = 0.0
         self.layout: Layout | None = None
         self.picture_layout: Layout = "padded"
         self.transform: LogitTransform | None = None
         self.policy_adapter = model.active_adapter if isinstance(model, PeftModel) else None
-        self._role: Role = "policy"
+        self.acting: Role = "policy"
         self._begun: BegunPrompts | None = None
         for one in (self.base, reference_model):
             if one is not None and one.get_decoder() is one:  # Llama 4 names its decoder by another word than it says
@@ -76,7 +77,7 @@ class Backbone(nn.Module):
     @property
     def base(self) -> PreTrainedModel:
         """The Hugging Face model of the current role, adapters inside."""
-        model = self.reference_model if self._role == "reference" and self.reference_model is not None else self.model
+        model = self.reference_model if self.acting == "reference" and self.reference_model is not None else self.model
         return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
     @contextmanager
@@ -91,15 +92,15 @@ class Backbone(nn.Module):
         """
         if name not in get_args(Role):
             raise ValueError(f"no role '{name}'; there are {', '.join(map(repr, get_args(Role)))}")
-        before = self._role
+        before = self.acting
         with self._adapter_of(name):
-            self._role = name
+            self.acting = name
             try:
                 yield
             finally:
                 if isinstance(self.base, FSDPModule):
                     self.base.reshard()
-                self._role = before
+                self.acting = before
 
     def _adapter_of(self, name: Role) -> AbstractContextManager[None]:
         if not isinstance(self.model, PeftModel):
@@ -115,7 +116,7 @@ class Backbone(nn.Module):
 
     def _recomputing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """For checkpointed layers: the context that they are computed in, and the one of the backward pass."""
-        return nullcontext(), _RoleAgain(self, self._role)
+        return nullcontext(), _RoleAgain(self, self.acting)
 
     @property
     def has_reference_adapter(self) -> bool:
@@ -150,7 +151,7 @@ class Backbone(nn.Module):
             self._begun = None
 
     def _states(self, forest: Forest, read: Read) -> Tensor:
-        if self._begun is not None and (self._role, read) == ("policy", "predictors") and self._begun.covers(forest):
+        if self._begun is not None and (self.acting, read) == ("policy", "predictors") and self._begun.covers(forest):
             return self._begun.predictors(self.base.get_decoder(), forest)
         if isinstance(self.base, FSDPModule):  # a reference model, sharded apart: whole for as long as it is played
             self.base.unshard()
@@ -310,7 +311,7 @@ class Backbone(nn.Module):
 
     def whole_weights(self) -> AbstractContextManager[None]:
         """Gather the weights of the current role inside the context, where they are sharded; on all ranks together."""
-        return whole_weights(self, without=None if self._role == "reference" else self.reference_model)
+        return whole_weights(self, without=None if self.acting == "reference" else self.reference_model)
 
     def move_reference(self, weight: float) -> None:
         """``reference <- weight * policy + (1 - weight) * reference`` (TR-DPO, arXiv 2404.09656, eq. 7 and 8).
@@ -374,7 +375,7 @@ class _RoleAgain(AbstractContextManager[None]):
         self._contexts = ExitStack()
 
     def __enter__(self) -> None:
-        if self._backbone._role != self._name:
+        if self._backbone.acting != self._name:
             self._contexts.enter_context(self._backbone.role(self._name))
 
     def __exit__(self, *error: object) -> None:

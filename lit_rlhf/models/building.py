@@ -15,7 +15,7 @@ from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.layers.attention import FOREST_ATTENTION
 from lit_rlhf.models.layout import set_attention
 from lit_rlhf.models.loading import keep_four_bits_as_they_are, load_causal_lm, switch_dropout_off
-from lit_rlhf.models.moe.routers import freeze_routers
+from lit_rlhf.models.moe.routers import freeze_routers, require_routers
 from lit_rlhf.models.options import BackboneConfig
 
 ReferenceKind = Literal["none", "fixed", "moving"]
@@ -45,7 +45,7 @@ def build_backbone(
         model.requires_grad_(True)
         if not config.train_router:
             freeze_routers(model)
-        return Backbone(model, second, config.attention)
+        return _balanced(Backbone(model, second, config.attention), config.router_aux_loss_coef)
     if config.adapter is None:
         policy = adapters.new_adapter(model, config.lora, role, train_router=config.train_router)
     else:
@@ -54,7 +54,36 @@ def build_backbone(
         adapters.copy_adapter(policy, role, adapters.BEGINNING)
     if reference == "moving" or (reference == "fixed" and config.adapter is not None):
         adapters.copy_adapter(policy, role, adapters.REFERENCE)
-    return Backbone(policy, None, config.attention)
+    return _balanced(Backbone(policy, None, config.attention), config.router_aux_loss_coef)
+
+
+def _balanced(backbone: Backbone, coef: float) -> Backbone:
+    """Let the load-balancing loss of a mixture of experts count as much."""
+    if coef:
+        require_routers(backbone.base, "backbone.router_aux_loss_coef")
+    backbone.router_aux_loss_coef = coef
+    return backbone
+
+
+def open_backbone(
+    backbone: BackboneConfig | Backbone | PreTrainedModel | PeftModel,
+    *,
+    reference: ReferenceKind = "fixed",
+    device: torch.device | None = None,
+) -> Backbone:
+    """The backbone that a config describes, that a model of your own becomes, or that is one already.
+
+    Args:
+        backbone: one of these.
+        reference: as for :func:`build_backbone`.
+        device: where quantised weights are made; None = CPU.
+
+    Raises:
+        ValueError: for what :func:`build_backbone` refuses.
+    """
+    if isinstance(backbone, BackboneConfig):
+        return build_backbone(backbone, reference=reference, device=device)
+    return backbone if isinstance(backbone, Backbone) else wrap_model(backbone, reference=reference)
 
 
 def build_policy(
@@ -74,12 +103,7 @@ def build_policy(
         ValueError: for what :func:`build_backbone` refuses.
     """
     kind: ReferenceKind = "fixed" if reference_model is None else "none"
-    if isinstance(backbone, BackboneConfig):
-        policy = build_backbone(backbone, reference=kind, device=device)
-    elif isinstance(backbone, Backbone):
-        policy = backbone
-    else:
-        policy = wrap_model(backbone, reference=kind)
+    policy = open_backbone(backbone, reference=kind, device=device)
     if reference_model is not None:
         model = load_causal_lm(reference_model, device)
         if reference_model.adapter is not None:

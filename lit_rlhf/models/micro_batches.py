@@ -13,6 +13,8 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
+from lit_rlhf.models.moe.balancing import Share, StepBalance, trained_backbone
+from lit_rlhf.models.moe.routers import find_routers
 from lit_rlhf.models.whole import is_sharded, whole
 from lit_rlhf.ranks import most_over_ranks
 from lit_rlhf.types import Forest, Segment
@@ -105,10 +107,10 @@ class Passes(NamedTuple, Generic[MicroBatch]):
     loss_of: Callable[[MicroBatch], Tensor]
     idle: Callable[[Forest], Tensor]
 
-    def shares(self, module: LightningModule) -> list[Callable[[], Tensor]]:
+    def shares(self, module: LightningModule) -> list[Share]:
         """Each share of the loss; as many as on any other rank where weights are sharded."""
-        ours = [partial(self.loss_of, micro_batch) for micro_batch in self.micro_batches]
-        return [*ours, *(partial(self._idle_share, forest) for forest in _idle_forests(module, len(ours)))]
+        ours: list[Share] = [(micro_batch, partial(self.loss_of, micro_batch)) for micro_batch in self.micro_batches]
+        return [*ours, *((None, partial(self._idle_share, forest)) for forest in _idle_forests(module, len(ours)))]
 
     def _idle_share(self, forest: Forest) -> Tensor:
         return self.idle(forest).sum() * 0.0
@@ -157,8 +159,14 @@ def accumulate_gradients(module: LightningModule, *passes: Passes[Any]) -> None:
 
 
 def _shares(module: LightningModule, passes: Sequence[Passes[Any]]) -> list[Callable[[], Tensor]]:
-    """The shares of a step's loss, at least one."""
-    return [share for kind in passes for share in kind.shares(module)] or [partial(no_loss, module)]
+    """The shares of a step's loss, at least one; those of a mixture of experts keep its experts in balance."""
+    found = [share for kind in passes for share in kind.shares(module)] or [(None, partial(no_loss, module))]
+    backbone = trained_backbone(module)
+    if backbone is None or not find_routers(backbone.model):
+        return [loss for _, loss in found]
+    balance = StepBalance(module, backbone, [one for one, _ in found if one is not None], in_step)
+    last = len(found) - 1
+    return [partial(balance.share, one, loss, is_last=at == last) for at, (one, loss) in enumerate(found)]
 
 
 def _local_gradients(module: LightningModule) -> AbstractContextManager[None]:

@@ -16,6 +16,7 @@ from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.begun import BegunPrompts
 from lit_rlhf.models.layers.linear_logprobs import TokenLogprobs
 from lit_rlhf.models.micro_batches import in_step
+from lit_rlhf.models.moe.balancing import trains_routers
 from lit_rlhf.models.whole import is_sharded
 from lit_rlhf.ranks import sum_over_ranks
 from lit_rlhf.rollout.first_pass import FirstPass
@@ -160,6 +161,8 @@ class Measurer:
 
         Where weights are sharded it is one on every rank: all of them keep a pass, or none does.
         """
+        if trains_routers(model):  # which a step hears itself, in a pass of its own
+            return None
         members = split(rollouts, self.updates.num_minibatches, f"{key}:0")[0]
         packed = pack(rollouts, members, self.updates.token_budget)
         fits = len(packed) == 1 or (not packed and not is_sharded(model))

@@ -62,7 +62,7 @@ def test_the_policys_backbone_gives_the_same_scores_and_stays_itself(run, policy
     torch.testing.assert_close(policy.token_logprobs(FOREST).logprobs, before, rtol=0, atol=0)
     with policy.role("reference"):
         model.scores(FOREST)
-        assert policy._role == "reference"
+        assert policy.acting == "reference"
     assert {name for name, parameter in policy.named_parameters() if parameter.requires_grad} == trained
     assert not any(parameter.requires_grad for parameter in model.score.parameters())
 

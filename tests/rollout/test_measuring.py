@@ -43,7 +43,7 @@ def test_policy_and_reference_are_those_of_rows_alone(make_rollouts, make_policy
         torch.testing.assert_close(getattr(found, name), values, rtol=1e-4, atol=2e-5, msg=name)
     assert not torch.allclose(found.logprobs, found.ref_logprobs, atol=1e-3)
     assert not any(column.requires_grad for column in found)
-    assert policy._role == "policy"
+    assert policy.acting == "policy"
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

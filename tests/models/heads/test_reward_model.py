@@ -311,7 +311,7 @@ def test_the_role_comes_back_after_an_exception(build, ragged, monkeypatch):
         for score in (model.scores, model.step_scores):
             with pytest.raises(ZeroDivisionError):
                 score(ragged)
-            assert backbone._role == "reference"
+            assert backbone.acting == "reference"
 
 
 @torch.no_grad()

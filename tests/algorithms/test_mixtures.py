@@ -1,0 +1,142 @@
+"""Mixtures of experts in every algorithm: the load-balancing loss of a whole step, however it is cut."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from transformers import AutoModelForCausalLM
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from datamodules.packing import pack_pairs
+from lit_rlhf.algorithms.dpo import DPOModule
+from lit_rlhf.algorithms.grpo import GRPOModule
+from lit_rlhf.algorithms.ppo import PPOModule
+from lit_rlhf.algorithms.reward import RewardModule
+from lit_rlhf.algorithms.sft import SFTModule
+from lit_rlhf.rollout.options import UpdateOptions
+from tests.tiny_moe import make_mixture
+
+STARTED = {"init": "gaussian", "target_experts": True}
+ROUTER = ("aux_loss", "load_max", "load_min", "load_entropy", "dropped_tokens")
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory, tiny_tokenizer):
+    """Folder of a random Mixtral with the tiny tokenizer."""
+    folder = tmp_path_factory.mktemp("mixtral")
+    make_mixture("mixtral", vocab_size=len(tiny_tokenizer), eos_token_id=tiny_tokenizer.eos_token_id).save_pretrained(
+        folder
+    )
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def balanced(make_module, mixture):
+    def make(kind, coef=2.0, lr=0.05, **backbone):
+        settings = {"name_or_path": mixture, "train_router": True, "router_aux_loss_coef": coef, **backbone}
+        return make_module(kind=kind, backbone=settings, lora=STARTED, lr=lr)
+
+    return make
+
+
+def batches_of(kind, make_batches, make_text_batches, token_budget=10**6):
+    return (make_text_batches if kind is SFTModule else make_batches)(16, 8, token_budget)
+
+
+@pytest.mark.parametrize("kind", [SFTModule, RewardModule, DPOModule], ids=lambda kind: kind.__name__)
+def test_no_cut_changes_a_step(balanced, make_batches, make_text_batches, fit, assert_same_run, kind):
+    cut, whole = (
+        fit(balanced(kind), batches_of(kind, make_batches, make_text_batches, budget)) for budget in (30, 10**6)
+    )
+    assert_same_run(cut, whole, tolerance=2e-5)
+    for name in ROUTER:
+        assert len(whole.logger.column(f"train/router/{name}")) == 2
+
+
+def test_accumulated_batches_are_one_step(balanced, make_text_batches, fit, assert_same_run):
+    parts = fit(balanced(SFTModule), make_text_batches(16, 4), accumulate_grad_batches=2)
+    assert_same_run(parts, fit(balanced(SFTModule), make_text_batches(16, 8)), tolerance=2e-5)
+
+
+def test_one_step_by_hand(balanced, mixture, make_text_batches, fit):
+    """The router of a step without padding, token by token, by transformers' own function, layer by layer."""
+    (batch,) = make_text_batches(8, 8)
+    module = balanced(SFTModule, coef=0.0)
+    module.configure_model()
+    plain = AutoModelForCausalLM.from_pretrained(mixture)
+    rows, layers = batch.micro_batches[0].forest, None
+    starts = [*rows.starts, rows.num_tokens]
+    for begin, end in pairwise(starts):
+        if begin < end:
+            said = plain(input_ids=rows.tokens[None, begin:end], output_router_logits=True).router_logits
+            layers = said if layers is None else [torch.cat(pair) for pair in zip(layers, said, strict=True)]
+    expected = sum(load_balancing_loss_func((layer,), 4, 2) for layer in layers) / len(layers)
+    trainer = fit(module, [batch])
+    assert trainer.logger.column("train/router/aux_loss")[0] == pytest.approx(float(expected), rel=1e-5)
+    shares = torch.stack([layer.topk(2).indices.flatten().bincount(minlength=4) for layer in layers]) * 4.0
+    shares /= 2 * rows.num_tokens
+    assert trainer.logger.column("train/router/load_max")[0] == pytest.approx(float(shares.max()))
+    assert trainer.logger.column("train/router/load_min")[0] == pytest.approx(float(shares.min()))
+
+
+def test_it_evens_out_the_load_and_0_is_no_loss(balanced, make_text_batches, fit):
+    batches = make_text_batches(16, 16) * 30
+    without, with_it = (fit(balanced(SFTModule, coef, lr=0.3), batches).logger for coef in (0.0, 1.0))
+    first, last = (with_it.column("train/router/aux_loss")[at] for at in (0, -1))
+    assert first == without.column("train/router/aux_loss")[0]
+    assert last < first - 0.02
+    assert last < without.column("train/router/aux_loss")[-1] - 0.02
+    assert with_it.column("train/router/load_entropy")[-1] > with_it.column("train/router/load_entropy")[0]
+
+
+def test_a_frozen_router_is_reached_through_the_layers_below(balanced, make_text_batches, fit):
+    frozen = [fit(balanced(SFTModule, coef, train_router=False), make_text_batches(8, 8)) for coef in (0.0, 2.0)]
+    weights = [dict(one.lightning_module.named_parameters()) for one in frozen]
+    moved = [name for name, p in weights[0].items() if p.requires_grad and not torch.equal(p, weights[1][name])]
+    assert any("layers.0" in name for name in moved)
+    assert not any("gate" in name for name, p in weights[0].items() if p.requires_grad)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_two_ranks_train_what_one_trains(balanced, make_pairs, fit, on_ranks, quantization):
+    pairs = make_pairs(12)
+    steps = ((slice(0, 2), slice(2, 6)), (slice(6, 12), slice(12, 12)))
+
+    def work(rank):
+        module = balanced(DPOModule, quantization=quantization)
+        ours = [pack_pairs(pairs[share[rank]], (1, 10**6)[rank]) for share in steps]
+        options = {"strategy": DDPStrategy(process_group_backend="gloo"), "use_distributed_sampler": False}
+        trainer = fit(module, ours, devices=2, **options)
+        weights = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        return {"weights": weights, "aux": [float(x) for x in trainer.logger.column("train/router/aux_loss")]}
+
+    ranks = on_ranks(work)
+    module = balanced(DPOModule, quantization=quantization)
+    alone = fit(module, [pack_pairs([*pairs[a], *pairs[b]], 10**6) for a, b in steps])
+    assert ranks[0]["aux"] == pytest.approx(alone.logger.column("train/router/aux_loss"), rel=1e-5)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(ranks[0]["weights"][name], parameter.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [PPOModule, GRPOModule], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("coef", [0.0, 0.5])
+def test_rollouts_cut_as_they_may(make_policy, mixture, make_prompts, fit, assert_same_run, kind, coef):
+    def run(budget):
+        module = make_policy(
+            kind=kind,
+            backbone={"name_or_path": mixture, "train_router": True, "router_aux_loss_coef": coef},
+            lora=STARTED,
+            sampling={"num_responses": 4},
+            updates=UpdateOptions(token_budget=budget, max_grad_norm=0.0, num_epochs=1),
+            lr=0.01,
+        )
+        return fit(module, make_prompts(4, 2))
+
+    whole = run(10**6)
+    assert_same_run(run(40), whole, tolerance=5e-4)
+    assert all(len(whole.logger.column(f"train/router/{name}")) == 2 for name in ROUTER)
