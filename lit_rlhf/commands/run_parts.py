@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import BaseFinetuning, BatchSizeFinder, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lit_rlhf.callbacks.batch_kind import BatchKind
@@ -32,6 +39,10 @@ from lit_rlhf.callbacks.summary import RunSummary
 from lit_rlhf.commands.run_folder import CHECKPOINTS
 from lit_rlhf.metrics.phases import HasPhases
 
+_AVERAGING = (
+    "{} keeps a second copy of the frozen base, which checkpoints here leave out: such a run could not be gone on "
+    "from; in a Trainer of your own it works, without resuming"
+)
 REFUSED: dict[type[Callback], str] = {
     LearningRateFinder: (
         "LearningRateFinder sets the rate of a module, and here it belongs to the optimizer: let "
@@ -41,6 +52,8 @@ REFUSED: dict[type[Callback], str] = {
         "BatchSizeFinder looks for what fits into memory, which data.batch_size does not change here: lower "
         "data.token_budget (model.updates.token_budget with rollouts); lit-rlhf estimate says by how much"
     ),
+    StochasticWeightAveraging: _AVERAGING.format("StochasticWeightAveraging"),
+    WeightAveraging: _AVERAGING.format("WeightAveraging"),
     BaseFinetuning: "model.backbone.lora says what is trained, and a callback that freezes layers cannot change it",
 }
 """Callbacks of Lightning that cannot do here what they promise, and what to do instead."""

@@ -8,8 +8,10 @@ from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
     EarlyStopping,
+    EMAWeightAveraging,
     LearningRateFinder,
     ModelCheckpoint,
+    StochasticWeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
 
@@ -80,6 +82,8 @@ def test_loggers(tmp_path, monkeypatch):
     [
         (LearningRateFinder(), r"Tuner\(trainer\)\.lr_find\(module, \.\.\., update_attr=False\)"),
         (BatchSizeFinder(), r"lower data\.token_budget"),
+        (EMAWeightAveraging(), "WeightAveraging keeps a second copy of the frozen base"),
+        (StochasticWeightAveraging(0.1), "StochasticWeightAveraging keeps a second copy"),
         (BackboneFinetuning(), r"model\.backbone\.lora says what is trained"),
     ],
 )
