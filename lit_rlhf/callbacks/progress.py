@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from rich import get_console
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar as Bar
 from rich.table import Table
@@ -26,6 +26,8 @@ _STAGES: dict[RunningStage | None, str] = {
     RunningStage.TESTING: "test",
     RunningStage.PREDICTING: "predict",
 }
+_BAR = 24
+"""Width of the bar, in columns."""
 _LEVEL = 0.01
 """Relative change of a metric below which its arrow is level."""
 
@@ -146,6 +148,7 @@ class Meter:
         self._between = seconds_between_lines
         self._next_line = self._started + seconds_between_lines
         self._console = console or get_console()  # what others print there stands above the live line
+        self._folds = False
         self._live: Live | None = None
         if self._console.is_terminal:
             self._live = Live(get_renderable=self._line, console=self._console, refresh_per_second=4)
@@ -191,11 +194,15 @@ class Meter:
     def _print(self) -> None:
         self._console.print(f"{self.text()}  {self.metrics()}".rstrip(), highlight=False, soft_wrap=True)
 
-    def _line(self) -> Table:
+    def _line(self) -> Group:
+        """One line where it fits, else the metrics below the bar, from then on."""
+        text = Text(self.text(), "bold", no_wrap=True)
+        metrics = Text(self.metrics(), "cyan", no_wrap=True, overflow="ellipsis")
+        self._folds = self._folds or _BAR + len(text) + len(metrics) + 4 > self._console.width
         line = Table.grid(padding=(0, 2))
-        bar = Bar(total=self.total, completed=self.done, width=24, pulse=self.total is None)
-        line.add_row(bar, Text(self.text(), "bold"), Text(self.metrics(), "cyan"))
-        return line
+        bar = Bar(total=self.total, completed=self.done, width=_BAR, pulse=self.total is None)
+        line.add_row(bar, text, *([] if self._folds else [metrics]))
+        return Group(line, metrics) if self._folds and metrics else Group(line)
 
     def _clock(self) -> str:
         passed = time.monotonic() - self._started

@@ -125,8 +125,8 @@ class RunSummary(Callback):
         """
         seconds = int(time.monotonic() - self._started)
         parts: list[Any] = []
-        if self.last:
-            parts += [self._table(), ""]
+        if (table := self._table()).row_count:
+            parts += [table, ""]
         parts += [
             Text.assemble(("what was trained  ", "bold"), str(folder)),
             Text.assemble(("curves            ", "bold"), str(folder / "plots" / "all.png")),

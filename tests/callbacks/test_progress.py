@@ -41,6 +41,31 @@ def test_a_terminal_gets_one_live_line_and_anything_else_a_line_now_and_then(clo
     assert "training 10/10" in terminal.getvalue()
 
 
+def shown(width, metrics):
+    """The lines that a terminal of so many columns has, without colours."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    meter = Meter("training", 56, 0, 5, console)
+    meter.move(19, {f"rollout/{name}": 1.0 for name in metrics})
+    meter.close()
+    with console.capture() as capture:
+        console.print(meter._line())
+    return capture.get().rstrip().split("\n")
+
+
+def test_a_narrow_terminal_has_the_metrics_below_the_bar(clock):
+    (line,) = shown(120, ["score", "kl"])
+    assert line.rstrip().endswith(
+        "training 19/56  0:00 < 0:00  rollout score 1 \N{RIGHTWARDS ARROW}  rollout kl 1 \N{RIGHTWARDS ARROW}"
+    )
+    first, second = shown(72, ["score", "kl"])
+    assert first.rstrip().endswith("training 19/56  0:00 < 0:00")
+    assert second.startswith("rollout score 1")
+    lines = shown(72, ["score", "kl", "entropy", "finished", "length"])  # more than fits is cut, never broken
+    assert len(lines) == 2
+    assert lines[1].rstrip().endswith("\N{HORIZONTAL ELLIPSIS}")
+    assert max(map(len, lines)) <= 72
+
+
 def test_time_left_counts_from_where_a_resumed_run_began(clock):
     meter = Meter("training", 100, 40, 1e9, Console(file=io.StringIO()))
     clock[0] = 60.0

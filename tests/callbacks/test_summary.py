@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import sys
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from lit_rlhf.callbacks.bands import Band, Limit
 from lit_rlhf.callbacks.health import HealthBands
@@ -32,6 +34,17 @@ def test_without_validation_it_says_the_rest(train, policy, capsys):
     out = capsys.readouterr().out
     assert "done: 3 steps" in out
     assert "held-out" not in out
+
+
+def test_where_nothing_has_changed_there_is_no_table(tmp_path):
+    summary = RunSummary()
+    summary.first = summary.last = {"val/loss": 1.0}
+    console = Console(file=io.StringIO())
+    console.print(summary.screen(tmp_path, "4 steps"))
+    assert "held-out" not in console.file.getvalue()
+    summary.last = {"val/loss": 0.5}
+    console.print(summary.screen(tmp_path, "4 steps"))
+    assert "held-out" in console.file.getvalue()
 
 
 def test_a_resumed_run_compares_with_the_beginning_of_the_first(train, policy, tmp_path):
