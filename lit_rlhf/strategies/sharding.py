@@ -5,7 +5,8 @@ A unit is gathered from all ranks when it computes, and parted again afterwards:
 - each decoder layer, with all adapters on it;
 - a reference model's embeddings, last norm and ``lm_head``;
 - a backbone: its embeddings, last norm and ``lm_head``, whose weight the log-probability primitive reads outside of a
-  module of its own, so that the whole backbone is the root that stays gathered until the backward pass is over;
+  module of its own, so that the whole backbone is the root that stays gathered until the backward pass is over; and the
+  tower of a model that reads pictures, as ranks have different numbers of them and must not wait for each other;
 - a trained score or value head, so that its gradients are averaged over ranks like all others.
 
 Frozen and 4-bit weights are sharded like trained ones. What 4-bit weights are packed by stays whole: about a tenth of
@@ -33,6 +34,7 @@ from lit_rlhf.models.heads.score_head import ScoreHead
 from lit_rlhf.models.heads.value_head import ValueHead
 from lit_rlhf.models.layers.lora_linear import quant_state_of
 from lit_rlhf.models.loading import keep_four_bits_as_they_are
+from lit_rlhf.models.vision import is_seeing, parts_beside_decoder
 from lit_rlhf.rewards.forest_scorer import ForestScorer
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rollout.iterations import Iterations
@@ -124,7 +126,9 @@ def _inner_units(model: nn.Module) -> Iterator[nn.Module]:
         return
     bases = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     kinds = {kind for base in bases for kind in base._no_split_modules or ()}
-    layers = [part for part in model.modules() if type(part).__name__ in kinds]
+    beside = [part for base in bases if is_seeing(base.config) for part in parts_beside_decoder(base).values()]
+    towers = {layer for part in beside for layer in part.modules()}
+    layers = [part for part in model.modules() if type(part).__name__ in kinds and part not in towers]
     if not layers:
         names = ", ".join(sorted({base.config.model_type for base in bases}))
         raise ValueError(f"a {names} model names no decoder layers (_no_split_modules), so it cannot be sharded")

@@ -12,6 +12,7 @@ from lit_rlhf.models.building import build_backbone
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
 from lit_rlhf.strategies.sharding import local_bytes, shard_model, unit_names
 from lit_rlhf.types import Forest, Segment
+from tests.tiny_pictures import seeing_segment
 
 FOREST = [[Segment([5, 6], [False, False]), Segment([7, 8], [True, True], 0), Segment([9], [True], 0)]]
 KINDS = {
@@ -104,6 +105,32 @@ def test_four_ranks_hold_a_quarter_each(build, on_ranks):
 def test_one_rank_is_enough(build, on_ranks):
     (rank,) = on_ranks(as_rank, build, "lora", num_ranks=1)
     torch.testing.assert_close(rank["said"], numbers(build("lora"))["said"])
+
+
+def seeing_rank(rank, folder):
+    init_process_group("gloo")
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig(str(folder), lora=LoraOptions(r=4)))
+    shard_model(backbone, init_device_mesh("cpu", (2,)))
+    units = unit_names(backbone)
+    roots = [seeing_segment(backbone.base, seeds) for seeds in ([(0,), (1, 2, 0)], [()])[rank]]
+    forest = Forest.pack([root, Segment([7, 8], [True, True], 0)] for root in roots)
+    said = backbone.token_logprobs(forest).logprobs
+    said.sum().backward()
+    destroy_process_group()
+    return {"said": said.detach(), "units": units}
+
+
+def test_ranks_with_and_without_pictures_do_not_wait_for_each_other(tiny_llava, on_ranks):
+    ranks = on_ranks(seeing_rank, tiny_llava)
+    alone = build_backbone(BackboneConfig(str(tiny_llava), lora=LoraOptions(r=4)))
+    roots = [seeing_segment(alone.base, seeds) for seeds in ((0,), (1, 2, 0), ())]
+    forest = Forest.pack([root, Segment([7, 8], [True, True], 0)] for root in roots)
+    with torch.no_grad():
+        wanted = alone.token_logprobs(forest).logprobs
+    torch.testing.assert_close(torch.cat([rank["said"] for rank in ranks]), wanted, rtol=0, atol=1e-5)
+    assert not any("vision_tower" in name for name in ranks[0]["units"])
+    assert any("vision_tower" in name for name in ranks[0]["units"][""])
 
 
 def test_a_model_without_known_layers_is_refused(build):
