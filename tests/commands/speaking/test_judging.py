@@ -43,6 +43,16 @@ def test_a_reward_model_of_another_base_brings_its_own(voices_of, reward_folders
     assert judge("Hi", "Thank you.").score == pytest.approx(expected.scores[0], abs=1e-5)
 
 
+def test_an_adapter_on_another_base_of_the_same_shape_brings_its_own_too(
+    voices_of, policy_folders, reward_folders, tiny_llama, scorer_of
+):
+    voices = voices_of(policy_folders("cousin", base=tiny_llama(seed=9)))
+    judge = open_judge(str(reward_folders()), ARGS, voices.backbone)
+    assert "reward" not in voices.backbone.model.peft_config
+    (expected,) = scorer_of(reward_folders())([Row("row", "", {"prompt": "Hi", "response": "Thank you."})])
+    assert judge("Hi", "Thank you.").score == pytest.approx(expected.scores[0], abs=1e-5)
+
+
 def test_what_is_no_reward_model_is_refused(voices_of, policy_folders):
     with pytest.raises(ValueError, match="no reward model"):
         open_judge(str(policy_folders("dpo")), ARGS, voices_of("sft").backbone)
