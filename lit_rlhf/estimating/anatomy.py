@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Pret
 
 from lit_rlhf.models import adapters
 from lit_rlhf.models.layers.fused import fuse
+from lit_rlhf.models.moe.four_bit import expert_parameters
 from lit_rlhf.models.options import LoraOptions
+from lit_rlhf.models.vision import is_seeing, parts_beside_decoder
 
 BLOCK, NESTED_BLOCK = 64, 256
 """Numbers that share a scale in NF4, and scales that share one of theirs (double quantisation)."""
@@ -82,18 +84,15 @@ def blank_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel
     Raises:
         ValueError: if transformers knows no model of that kind.
     """
-    reasons = []
     is_capped = config.get_text_config().to_dict().get("attn_logit_softcapping")
     attention = "eager" if is_capped else None  # as it is loaded
-    for kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
-        try:
-            with torch.device("meta"):
-                return cast(Any, kind).from_config(
-                    deepcopy(config), dtype=dtype, attn_implementation=attention, trust_remote_code=False
-                )
-        except (ValueError, ImportError) as error:
-            reasons.append(str(error).partition("\n")[0])
-    raise ValueError(f"model_type '{config.model_type}' cannot be estimated: {reasons[0]}")
+    kind: Any = AutoModelForImageTextToText if is_seeing(config) else AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            return kind.from_config(deepcopy(config), dtype=dtype, attn_implementation=attention)
+    except (ValueError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"model_type '{config.model_type}' cannot be estimated: {reason}") from None
 
 
 def anatomy(config: PretrainedConfig, dtype: str = "auto") -> Anatomy:
@@ -119,7 +118,7 @@ _COUNTED: dict[tuple[str, torch.dtype], Anatomy] = {}
 def _count(model: PreTrainedModel, kind: torch.dtype) -> Anatomy:
     layers = decoder_layers(model)
     head = model.get_output_embeddings()
-    tower = [p for name, p in model.named_parameters() if "vision" in name or "visual" in name or "projector" in name]
+    tower = parts_beside_decoder(model).values() if is_seeing(model.config) else ()
     experts = [p for layer in layers for p in _experts(layer)]
     return Anatomy(
         model,
@@ -131,7 +130,7 @@ def _count(model: PreTrainedModel, kind: torch.dtype) -> Anatomy:
         expert_share=_expert_share(model.config.get_text_config().to_dict()),
         num_head=0 if head is None else sum(p.numel() for p in head.parameters()),
         num_embedding=sum(p.numel() for p in model.get_input_embeddings().parameters()),
-        num_tower=sum(p.numel() for p in tower),
+        num_tower=sum(p.numel() for part in tower for p in part.parameters()),
         num_all=sum(p.numel() for p in model.parameters()),
     )
 
@@ -164,6 +163,9 @@ def base_bytes(found: Anatomy, quantization: str, *, with_lm_head: bool = True) 
     if quantization != "none":
         size = nf4_bytes if quantization == "nf4" else int8_bytes
         total -= sum(weight.nbytes - size(weight) for weight in quantised(found.model))
+    if quantization == "nf4":
+        stacks = [cast(Tensor, vars(module)["_parameters"][name]) for module, name in expert_parameters(found.model)]
+        total -= sum(stack.nbytes - stacked_nf4_bytes(stack) for stack in stacks)
     tied = found.model.get_output_embeddings() is None or (
         found.model.get_output_embeddings().weight is found.model.get_input_embeddings().weight
     )
@@ -172,9 +174,11 @@ def base_bytes(found: Anatomy, quantization: str, *, with_lm_head: bool = True) 
 
 def quantised(model: PreTrainedModel) -> Iterator[Tensor]:
     """Weights that are quantised: those of all linear layers but ``lm_head``, outside of what looks at pictures."""
-    head = model.get_output_embeddings()
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and layer is not head and "vision" not in name and "visual" not in name:
+    aside = {model.get_output_embeddings()}
+    if is_seeing(model.config):
+        aside.update(layer for part in parts_beside_decoder(model).values() for layer in part.modules())
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer not in aside:
             yield layer.weight
 
 
@@ -182,6 +186,12 @@ def nf4_bytes(weight: Tensor) -> int:
     """Half a byte per number, a byte per block's scale, four per scale of scales, and the tables."""
     blocks = math.ceil(weight.numel() / BLOCK)
     return math.ceil(weight.numel() / 2) + blocks + 4 * math.ceil(blocks / NESTED_BLOCK) + TABLES
+
+
+def stacked_nf4_bytes(stack: Tensor) -> int:
+    """The same of experts in one tensor (E, O, I): each in whole blocks, with a mean of its own and no tables."""
+    blocks = math.ceil(stack[0].numel() / BLOCK)
+    return len(stack) * (blocks * (BLOCK // 2 + 1) + 4 * math.ceil(blocks / NESTED_BLOCK) + 4)
 
 
 def int8_bytes(weight: Tensor) -> int:

@@ -8,9 +8,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DeepseekV3Config, GPT2Config, LlamaConfig, LlavaConfig, MixtralConfig
 
-from lit_rlhf.estimating.anatomy import adapter_tensors, anatomy, base_bytes, cache_bytes, nf4_bytes
+from lit_rlhf.estimating.anatomy import (
+    adapter_tensors,
+    anatomy,
+    base_bytes,
+    cache_bytes,
+    nf4_bytes,
+    quantised,
+    stacked_nf4_bytes,
+)
 from lit_rlhf.models.adapters import new_adapter
 from lit_rlhf.models.loading import load_causal_lm
+from lit_rlhf.models.moe.four_bit import FourBitWeight, expert_parameters
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
 
 LLAMA_3_8B = LlamaConfig(
@@ -81,3 +90,17 @@ def test_pictures_are_counted_apart():
 )
 def test_the_cache_of_other_families(config: GPT2Config, token: int):
     assert cache_bytes(anatomy(config, "float32")) == token
+
+
+def test_stacked_experts_in_four_bits_are_counted_as_they_lie_in_memory(tmp_path: Path):
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 100}
+    config = MixtralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=3, dtype="float32")
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = load_causal_lm(BackboneConfig(str(tmp_path), quantization="nf4", dtype="float32"))
+    experts = [parameter for parameter in model.parameters() if isinstance(parameter, FourBitWeight)]
+    assert len(experts) == 4
+    blank = [vars(module)["_parameters"][name] for module, name in expert_parameters(anatomy(config).model)]
+    assert [stacked_nf4_bytes(stack) for stack in blank] == [expert.num_bytes for expert in experts]
+    dense = sum(stack.nbytes for stack in blank) - sum(expert.num_bytes for expert in experts)
+    linear = sum(weight.nbytes - nf4_bytes(weight) for weight in quantised(anatomy(config).model))
+    assert base_bytes(anatomy(config), "none") - base_bytes(anatomy(config), "nf4") == dense + linear
