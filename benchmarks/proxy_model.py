@@ -1,4 +1,4 @@
-"""Models of three sizes with random weights, and a tokenizer made from the rows at hand."""
+"""Models of four sizes with random weights, and a tokenizer made from the rows at hand."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ TOKENIZER_SIZE = 4800
 # hidden, layers, heads, MLP, vocabulary. The head of "proxy" has the share of the work that it has in "reference".
 ARCHITECTURES = {
     "tiny": (64, 2, 4, 128, TOKENIZER_SIZE),
+    "small": (256, 4, 4, 688, TOKENIZER_SIZE),
     "proxy": (512, 8, 8, 1376, TOKENIZER_SIZE),
     "reference": (4096, 32, 32, 11008, 151_936),
 }
