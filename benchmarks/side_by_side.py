@@ -45,6 +45,8 @@ class Comparison(NamedTuple):
         useful_flops: operations that the measured steps cannot do without, of an architecture, its tokens, a setting.
         summarise: medians of every setting; None = those of training steps on the same tokens.
         columns: of the table on a device, each with its key in a summary and its form; None = those of training steps.
+        rows: what ``--data`` holds.
+        facts: more to be written down, by architecture.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Comparison(NamedTuple):
     useful_flops: Callable[[str, dict[str, int], Setting], float] | None = None
     summarise: Callable[[Comparison, argparse.Namespace, dict[str, list[Run]]], list[dict[str, Any]]] | None = None
     columns: Callable[[str], dict[str, tuple[str, str]]] | None = None
+    rows: str = "rows in Anthropic's HH form, .jsonl or .jsonl.gz"
+    facts: Callable[[str], dict[str, Any]] = lambda arch: {}
 
 
 def prepare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -188,6 +192,7 @@ def write(
         "model": dict(
             zip(("hidden", "layers", "heads", "mlp", "vocabulary"), ARCHITECTURES[options.arch], strict=True)
         ),
+        **comparison.facts(options.arch),
         "data": options.data.name,
         **{name: getattr(options, name) for name in (*CONDITIONS, "repeats", "load")},
     }
@@ -207,7 +212,7 @@ def parse(comparison: Comparison, **defaults: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=f"{comparison.title}: {__doc__.splitlines()[0]}")
     work = HERE.parent / "runs" / f"benchmark_{comparison.name}"
     parser.add_argument("--trl-python", required=True, help="interpreter of an environment with TRL")
-    parser.add_argument("--data", type=Path, required=True, help="rows in Anthropic's HH form, .jsonl or .jsonl.gz")
+    parser.add_argument("--data", type=Path, required=True, help=comparison.rows)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--work", type=Path, default=work, help="scratch folder")
     parser.add_argument("--arch", choices=ARCHITECTURES, default="proxy")

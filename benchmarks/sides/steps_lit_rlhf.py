@@ -95,8 +95,8 @@ def train(module: LightningModule, plan: Plan, setting: Setting) -> dict[str, An
     return {**watch.meter.result(), "tokens": counts, "versions": versions}
 
 
-def run(doc: str, make: Callable[[Plan, Setting], LightningModule]) -> None:
-    """Measure one setting of a plan, as the command line says."""
+def run(doc: str, make: Callable[[Plan, Setting], LightningModule], more: Callable[[], dict[str, Any]] = dict) -> None:
+    """Measure one setting of a plan, as the command line says; ``more`` is what else there is to say in the end."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("plan", type=Path)
     parser.add_argument("setting", type=json.loads)
@@ -105,4 +105,5 @@ def run(doc: str, make: Callable[[Plan, Setting], LightningModule]) -> None:
     plan = json.loads(options.plan.read_text())
     if plan["device"] == "cpu":
         torch.set_num_threads(1)
-    options.out.write_text(json.dumps(train(make(plan, options.setting), plan, options.setting)))
+    measured = train(make(plan, options.setting), plan, options.setting)
+    options.out.write_text(json.dumps({**measured, **more()}))

@@ -84,8 +84,13 @@ def count_real_tokens(plan: Plan, trainer: Trainer) -> int:
     return sum(min(end, plan["max_length"]) for end in ends)
 
 
-def run(doc: str, make: Callable[[Plan, Setting, list[dict[str, Any]]], Trainer]) -> None:
-    """Measure one setting of a plan, as the command line says."""
+def run(
+    doc: str,
+    make: Callable[[Plan, Setting, list[dict[str, Any]]], Trainer],
+    count: Callable[[Plan, Trainer], int] = count_real_tokens,
+    more: Callable[[], dict[str, Any]] = dict,
+) -> None:
+    """Measure one setting of a plan, as the command line says; ``more`` is what else there is to say in the end."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("plan", type=Path)
     parser.add_argument("setting", type=json.loads)
@@ -99,6 +104,6 @@ def run(doc: str, make: Callable[[Plan, Setting, list[dict[str, Any]]], Trainer]
     trainer = make(plan, options.setting, rows)
     trainer.add_callback(Watch(meter))
     trainer.train()
-    tokens = {"real": count_real_tokens(plan, trainer)}
+    tokens = {"real": count(plan, trainer)}
     versions = {package.__name__: package.__version__ for package in (trl, transformers, peft, torch)}
-    options.out.write_text(json.dumps({**meter.result(), "tokens": tokens, "versions": versions}))
+    options.out.write_text(json.dumps({**meter.result(), "tokens": tokens, "versions": versions, **more()}))
