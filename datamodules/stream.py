@@ -162,7 +162,7 @@ def load_steps(stream: StepStream[Any], num_workers: int = 0, is_length_wanted: 
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # of its own: an iterator draws a seed, which training must not notice
     )
     loader.is_length_wanted = is_length_wanted
@@ -173,6 +173,10 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _one_thread(worker: int) -> None:
-    """Keep the tokenizer's own threads out of a forked worker."""
+def _begin_worker(worker: int) -> None:
+    """Keep the tokenizer's own threads out of a forked worker, and share tensors by name.
+
+    Else each one holds a file open until it is used, and a batch of some hundred pictures has more than a process may.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.multiprocessing.set_sharing_strategy("file_system")

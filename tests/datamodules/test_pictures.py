@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from copy import deepcopy
 
 import datasets
@@ -353,6 +354,17 @@ def test_workers_and_a_restart_see_the_same_pictures(tiny_llava, rows):
     (first, *_) = data.train_dataloader()
     state = {**data.state_dict(), "cursor": list(first.cursor)}
     assert seen(state=deepcopy(state))[1] == whole[1:]
+
+
+def test_a_worker_may_hand_over_more_pictures_than_files_may_be_open(tiny_llava, rows):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    file = rows(*[pair(talk("<image>?"), "img/a.png")] * 160)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (160, hard))
+    try:
+        batch = batch_of(PreferenceDataModule, file, tiny_llava, batch_size=160, token_budget=10**5, num_workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(batch.micro_batches[0].forest.pictures) == 160
 
 
 def test_encoders_without_a_reader_refuse_pictures(tiny_tokenizer, rows):

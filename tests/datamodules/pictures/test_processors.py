@@ -20,7 +20,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from datamodules.pictures import PictureProcessor, load_processor
-from datamodules.pictures.processors import holds_processor
+from datamodules.pictures.processors import _digest, holds_processor
 from tests.tiny_vision import LLAVA_TEMPLATE, make_tokenizer
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8))
@@ -102,6 +102,12 @@ def test_equal_pictures_have_equal_digests_and_others_do_not(tiny_llava, tiny_qw
     ]  # the same patches, another grid
     assert torch.equal(white[0].inputs["pixel_values"], white[1].inputs["pixel_values"])
     assert white[0].digest != white[1].digest
+
+
+def test_the_same_numbers_in_another_shape_are_another_picture():
+    numbers = torch.zeros(2, 3)
+    others = [(numbers.T, [1]), (numbers.view(torch.int32), [1]), (numbers, [2])]
+    assert len({_digest({"x": value}, ids) for value, ids in [(numbers, [1]), (numbers.clone(), [1]), *others]}) == 4
 
 
 def test_a_processor_of_another_model_is_refused(tiny_llava, tiny_qwen2_vl, tiny_tokenizer):
