@@ -31,12 +31,13 @@ USING = {
 }
 LOOKING = {
     "preview": "show what training would see of the data, before anything is trained",
+    "estimate": "say what memory and time a run will take, before anything is loaded",
     "report": "write the report of a run again, or compare runs on one page",
     "completion": "let bash, zsh or fish complete commands, keys and files",
 }
 GROUPS = {"to train": TRAINING, "to use what was learnt": USING, "to look": LOOKING}
 BESIDE = USING | LOOKING
-READING = ("preview",)
+READING = ("estimate", "preview")
 """Commands that read their words themselves, because most of them may belong to a configuration."""
 _HELP = """\
 usage: lit-rlhf COMMAND ...

@@ -88,7 +88,7 @@ _POLICY_RUN = """
 | `adapter_model.safetensors`, `adapter_config.json` (or `model.safetensors`, `config.json`) | what was trained |
 | `tokenizer.json`, `chat_template.jinja`, ... | the tokenizer it was trained with |
 | `config.yaml` | every setting; `lit-rlhf fit --config config.yaml` does it again |
-| `metrics.csv`, `plots/` | the numbers on the way |
+| `metrics.csv`, `tensorboard/`, `plots/` | the numbers on the way |
 | `samples.jsonl` | answers before, during and after training |
 | `checkpoints/` | where `--ckpt_path` goes on from |
 
@@ -116,7 +116,7 @@ _REWARD_RUN = """
 | `reward_model.json` | objectives, and how scores spread on the validation data |
 | `tokenizer.json`, `chat_template.jinja`, ... | the tokenizer it was trained with |
 | `config.yaml` | every setting; `lit-rlhf fit --config config.yaml` does it again |
-| `metrics.csv`, `plots/` | the numbers on the way; `plots/reliability.png`: how far to believe its probabilities |
+| `metrics.csv`, `tensorboard/`, `plots/` | the numbers; `plots/reliability.png`: how far to believe its probabilities |
 | `checkpoints/` | where `--ckpt_path` goes on from |
 
 ```bash
