@@ -26,6 +26,7 @@ class EchoVoice:
         self.tokenizer = SimpleNamespace(decode=lambda tokens: f"t{tokens[0]}")
         self.go, self.begun, self.num_said, self.asked = Event(), Event(), 0, []
         self.go.set()
+        self.logprobs = torch.log_softmax(torch.arange(10.0), 0)
 
     def whole(self, prompt):
         text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
@@ -46,7 +47,7 @@ class EchoAnswer:
         self.num_tokens, self.end = 0, None
 
     def __iter__(self):
-        logprobs = torch.log_softmax(torch.arange(10.0), 0)
+        logprobs = self.voice.logprobs
         for number, word in enumerate(self.prompt.said.split()):
             if number == self.options.max_new_tokens:
                 self.end = "length"

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from lit_rlhf.commands.serving.answers.schema import read_completion
 from lit_rlhf.commands.serving.answers.worker import Drawer, Job, Said
@@ -55,6 +56,12 @@ def test_log_probabilities_where_they_are_wanted(drawer, voice):
     (token,) = found[1].tokens
     assert [text for text, _ in token.top] == ["t9", "t8"]
     assert token.logprob == pytest.approx(token.top[0][1] - 8)
+
+
+def test_what_cannot_be_has_a_number_that_json_knows(drawer, voice):
+    voice.logprobs[1:] = -torch.inf
+    (token,) = said(drawer, job(voice, prompt="a", logprobs=2))[0].tokens
+    assert [logprob for _, logprob in token.top][1] == -9999.0
 
 
 def test_nothing_is_drawn_for_a_client_that_has_left(drawer, voice):
