@@ -218,10 +218,9 @@ def _traced(run: Run, found: Anatomy, dtype: torch.dtype, forest: Forest) -> Tra
 def _rough(run: Run, found: Anatomy) -> Traced:
     """Where nothing can be counted: each matrix that a token passes keeps what goes in and what comes out."""
     size = found.dtype.itemsize
-    used = [
-        (p, max(1, round(found.expert_share * len(p))) if p.ndim == 3 else 1) for p in found.layers[-1].parameters()
-    ]
-    sides = [count * sum(p.shape[-2:]) * size for p, count in used if p.ndim > 1]
+    matrices = [p for p in found.layers[-1].parameters() if p.ndim > 1]
+    used = [max(1, round(found.expert_share * len(p))) if p.ndim == 3 else 1 for p in matrices]
+    sides = [count * sum(p.shape[-2:]) * size for p, count in zip(matrices, used, strict=True)]
     kept = float(sum(sides)) + 4 * found.hidden * size
     hidden = float(found.hidden * size)
     if run.backbone.gradient_checkpointing:
