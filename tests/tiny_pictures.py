@@ -8,6 +8,7 @@ sequence as one row of its own through the model's own forward.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ EYES = {"depth": 2, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2, "t
 
 
 def make_seeing(kind: str, folder: Path) -> Path:
-    """Write a random model that reads pictures: llava, qwen2_vl, qwen2_5_vl, qwen3_vl, gemma3 or mllama."""
+    """Write a random model of a kind that reads pictures, a key of ``_MAKERS``."""
     return _MAKERS[kind](folder)
 
 
@@ -35,9 +36,17 @@ def picture_for(model: Any, seed: int) -> Picture:
     numbers = torch.Generator().manual_seed(seed)
     config = model.config
     if "spatial_merge_size" not in config.vision_config.to_dict():
-        side, tokens = config.vision_config.image_size, {"llava": 16, "gemma3": 4}[config.model_type]
-        pixels = torch.randn(1, 3, side, side, generator=numbers)
-        return Picture({"pixel_values": pixels}, tokens, f"{seed}")
+        inputs = {"pixel_values": torch.randn(1, 3, 32, 32, generator=numbers)}
+        if config.model_type == "llava_next":  # of 32 x 64 or 64 x 64 pixels: the whole, and its tiles
+            tiles, size = ((3, [30, 60]), (5, [64, 60]))[seed % 2]
+            inputs = {"pixel_values": torch.randn(1, tiles, 3, 32, 32, generator=numbers)}
+            inputs["image_sizes"] = torch.tensor([size])
+        if config.model_type == "mistral3":
+            inputs["image_sizes"] = torch.tensor([[32, 32]])
+        with torch.no_grad():
+            found = model.get_image_features(**inputs).pooler_output
+        rows = [found.flatten(0, -2)] if isinstance(found, Tensor) else [piece.flatten(0, -2) for piece in found]
+        return Picture(inputs, sum(map(len, rows)), f"{seed}")
     height, width = ((2, 2), (2, 3), (3, 2))[seed % 3]
     pixels = torch.randn(4 * height * width, 3 * 2 * 16, generator=numbers)
     grid = torch.tensor([[1, 2 * height, 2 * width]])
@@ -82,10 +91,17 @@ def row_logits(model: Any, tokens: list[int], pictures: tuple[Picture, ...]) -> 
     ids = torch.tensor([tokens])
     inputs: dict[str, Tensor] = {}
     if pictures:
-        inputs = {name: torch.cat([one.inputs[name] for one in pictures]) for name in pictures[0].inputs}
+        most = max(one.inputs["pixel_values"].shape[1] for one in pictures)
+        inputs = {
+            name: torch.cat([one.inputs[name] for one in pictures]) for name in pictures[0].inputs if "ixel" not in name
+        }
+        pixels = [one.inputs["pixel_values"] for one in pictures]
+        if pixels[0].ndim == 5:
+            pixels = [torch.cat([x, x.new_zeros(1, most - x.shape[1], *x.shape[2:])], 1) for x in pixels]
+        inputs["pixel_values"] = torch.cat(pixels)
         kinds = (ids == model.config.image_token_id).int()
-        kind = {"llava": None, "gemma3": "token_type_ids"}.get(model.config.model_type, "mm_token_type_ids")
-        inputs |= {kind: kinds} if kind else {}
+        kind = "token_type_ids" if model.config.model_type == "gemma3" else "mm_token_type_ids"
+        inputs |= {kind: kinds} if kind in inspect.signature(model.forward).parameters else {}
     return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **inputs).logits[0].float()
 
 
@@ -147,6 +163,45 @@ def _gemma3(folder: Path) -> Path:
     return _save(Gemma3ForConditionalGeneration, config, folder)
 
 
+CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+CLIP |= {"image_size": 32, "patch_size": 8}
+
+
+def _llava_next(folder: Path) -> Path:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+
+    config = LlavaNextConfig(
+        text_config=LlamaConfig(**TEXT),
+        vision_config=CLIPVisionConfig(**CLIP),
+        image_token_index=7,
+        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
+        image_seq_length=16,
+    )
+    return _save(LlavaNextForConditionalGeneration, config, folder)
+
+
+def _mistral3(folder: Path) -> Path:
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig, PixtralVisionConfig
+
+    config = Mistral3Config(
+        text_config=MistralConfig(**TEXT),
+        vision_config=PixtralVisionConfig(**CLIP, head_dim=8),
+        image_token_index=7,
+        spatial_merge_size=2,
+    )
+    return _save(Mistral3ForConditionalGeneration, config, folder)
+
+
+def _internvl(folder: Path) -> Path:
+    from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
+
+    eyes = {**CLIP, "image_size": [32, 32], "patch_size": [8, 8]}
+    config = InternVLConfig(
+        text_config=Qwen2Config(**TEXT), vision_config=eyes, image_token_id=7, downsample_ratio=0.5, image_seq_length=4
+    )
+    return _save(InternVLForConditionalGeneration, config, folder)
+
+
 def _mllama(folder: Path) -> Path:
     from transformers import MllamaConfig, MllamaForConditionalGeneration
 
@@ -163,6 +218,9 @@ _MAKERS = {
     "qwen2_vl": make_qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "llava_next": _llava_next,
+    "mistral3": _mistral3,
+    "internvl": _internvl,
     "gemma3": _gemma3,
     "mllama": _mllama,
 }

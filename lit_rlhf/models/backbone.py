@@ -29,7 +29,7 @@ from lit_rlhf.models.layers.lm_head import head_parameters
 from lit_rlhf.models.layout import Layout, choose_layout
 from lit_rlhf.models.loading import evaluating
 from lit_rlhf.models.padded import unfold
-from lit_rlhf.models.vision import Vision, is_seeing
+from lit_rlhf.models.vision import UNSEEING, Vision, is_seeing
 from lit_rlhf.models.whole import whole, whole_state, whole_weights
 from lit_rlhf.ranks import is_first_rank
 from lit_rlhf.types import Forest
@@ -243,8 +243,11 @@ class Backbone(nn.Module):
             ValueError: if the model reads text alone.
         """
         if (vision := self.vision) is None:
+            kind = self.base.config.model_type
+            reason = next((why for name, why in UNSEEING.items() if kind.startswith(name)), "it reads text alone")
             raise ValueError(
-                f"the rows have pictures, and '{self.base.name_or_path}' reads text alone; set data.images to ignore"
+                f"the rows have pictures, which '{self.base.name_or_path}' does not take: {reason}; set data.images to "
+                "ignore, or take another model"
             )
         return vision
 

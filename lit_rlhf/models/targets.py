@@ -10,6 +10,7 @@ import re
 from torch import nn
 from transformers import PreTrainedModel
 
+from lit_rlhf.models.moe.routers import find_routers
 from lit_rlhf.models.vision import is_seeing
 
 
@@ -31,7 +32,9 @@ def target_modules(model: PreTrainedModel, wanted: str | list[str]) -> str | lis
     place = next(name for name, part in model.named_modules() if part is decoder)
     parts = {f"{place}.{name}": part for name, part in decoder.named_modules() if name}
     if isinstance(wanted, str):
-        wanted = sorted({name.rpartition(".")[2] for name, part in parts.items() if isinstance(part, nn.Linear)})
+        routers = {router.module for router in find_routers(model)}
+        linear = [name for name, part in parts.items() if isinstance(part, nn.Linear) and part not in routers]
+        wanted = sorted({name.rpartition(".")[2] for name in linear})
     inside = [ending for ending in wanted if any(f".{name}".endswith(f".{ending}") for name in parts)]
     beside = [ending for ending in wanted if ending not in inside]
     patterns = [rf"{re.escape(place)}\.(?:.*\.)?(?:{_either(inside)})"] if inside else []

@@ -20,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from lit_rlhf.models.padded import unfold
 from lit_rlhf.types import Forest, Picture
@@ -27,12 +28,12 @@ from lit_rlhf.types import Forest, Picture
 MAX_BYTES = 2**30
 """Most memory for the rows of pictures that are kept: LLaVA-1.5 takes 4.5 MiB for one in half precision."""
 
-_REFUSED = {
-    "mllama": "its text attends to pictures by layers of their own (cross-attention), which no forest and no row "
-    "of embeddings can hold",
-    "paligemma": "the text before a response is not read from left to right",
+UNSEEING = {
+    "llama4": "its processor needs torchvision",
+    "mllama": "its text attends to them by layers of their own (cross-attention), which no row of embeddings can hold",
+    "paligemma": "it does not read the text before a response from left to right",
 }
-"""Kinds of model whose pictures are not taken, and why."""
+"""Kinds of model whose pictures are not taken, and why; they are loaded as models of text where transformers can."""
 
 
 class Features(NamedTuple):
@@ -84,9 +85,7 @@ class Vision:
         self.model = model
         self.max_bytes = max_bytes
         self.num_passes = 0
-        self.refusal = _REFUSED.get(model.config.model_type, "")
-        if not self.refusal and not isinstance(model, _Seeing):
-            self.refusal = "transformers has no get_image_features for it"
+        self.refusal = "" if isinstance(model, _Seeing) else "transformers has no get_image_features for it"
         self.image_token = -1 if self.refusal else int(model.config.image_token_id)
         self._kept: OrderedDict[str, Features] = OrderedDict()
 
@@ -279,8 +278,8 @@ _TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 
 
 def is_seeing(config: PretrainedConfig) -> bool:
-    """Whether a model of this config has a tower for pictures."""
-    return "vision_config" in config.sub_configs
+    """Whether a model of this config has a tower for pictures that is used here."""
+    return "vision_config" in config.sub_configs and config.model_type not in UNSEEING
 
 
 def parts_beside_decoder(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -335,7 +334,12 @@ def _sample_inputs(config: PretrainedConfig, signature: inspect.Signature) -> Ma
         side = side[0]
     if not side:
         raise ValueError(f"the config of a {config.model_type} model names no size of pictures")
-    return {"pixel_values": _ramp(1, values.get("num_channels", 3), side, side)}
+    size = torch.tensor([[side, side]])
+    if tiles := config.to_dict().get("image_grid_pinpoints"):  # a picture of one tile size: it, and the tiles of it
+        num_tiles = image_size_to_num_patches(size[0].tolist(), tiles, side)
+        return {"pixel_values": _ramp(1, num_tiles, values.get("num_channels", 3), side, side), "image_sizes": size}
+    pixels = {"pixel_values": _ramp(1, values.get("num_channels", 3), side, side)}
+    return {**pixels, "image_sizes": size} if "image_sizes" in signature.parameters else pixels
 
 
 def _ramp(*shape: int) -> Tensor:
