@@ -1,4 +1,5 @@
-"""The README keeps its word: its tree is the real one, its defaults are the real ones, its own-Trainer example runs."""
+"""The README keeps its word: the tree of its house is the real one, and so are its rooms and its defaults; its example
+of an own Trainer runs."""
 
 from __future__ import annotations
 
@@ -37,8 +38,9 @@ def tree_paths(text: str) -> dict[str, str]:
 
 
 def tree_block() -> dict[str, str]:
-    block = re.search(r"## The house\n\n```text\n(.*?)```\n$", README, re.DOTALL)
-    assert block, "the README ends with the tree"
+    page = (ROOT / "docs/house.md").read_text(encoding="utf-8")
+    block = re.search(r"```text\n(.*?)```\n$", page, re.DOTALL)
+    assert block, "the page ends with the tree"
     return tree_paths(block[1])
 
 
@@ -46,6 +48,12 @@ def test_the_tree_is_the_real_one():
     listed = {path for path in tree_block() if not path.endswith("/")}
     real = {path.as_posix() for path in house_files()}
     assert (sorted(listed - real), sorted(real - listed)) == ([], [])
+
+
+def test_every_room_is_named():
+    _, _, rooms = README.partition("## The house")
+    folders = [path.name for path in (ROOT / "lit_rlhf").iterdir() if (path / "__init__.py").is_file()]
+    assert [name for name in [*folders, *PLACES[1:]] if f"{name}/`" not in rooms] == []
 
 
 def test_every_file_of_the_tree_has_a_line():
