@@ -1,9 +1,10 @@
 """Pictures to what a decoder reads: the one way from tokens and pictures to embeddings and positions.
 
 A picture goes through the tower and the projector of its model and becomes one row for each of its image tokens, which
-takes the place of that token's embedding. A picture is encoded by itself, so that its rows do not depend on what stands
-beside it; once per pass, however many responses share it; and once for all roles, passes and epochs while tower and
-projector are frozen, as its rows are then kept, the latest used ones, within a bound of memory.
+takes the place of that token's embedding: once per pass, however many responses share it; and, while tower and projector
+are frozen, once for all roles, passes and epochs, as its rows are then kept, the latest used ones, within a bound of
+memory. What is kept was encoded by itself, so that it does not depend on what stood beside it: a resumed run sees the
+same.
 
 Shape letters: T tokens of a forest, n image tokens of a picture, H hidden size, B padded rows, W their width.
 """
@@ -88,6 +89,7 @@ class Vision:
         self.refusal = "" if isinstance(model, _Seeing) else "transformers has no get_image_features for it"
         self.image_token = -1 if self.refusal else int(model.config.image_token_id)
         self._kept: OrderedDict[str, Features] = OrderedDict()
+        self._num_bytes = 0
 
     def decoder_inputs(self, forest: Forest) -> dict[str, Any]:
         """What the decoder is given for a forest with pictures.
@@ -97,10 +99,8 @@ class Vision:
         """
         self._refuse()
         is_image, rows = self._image_tokens(forest.tokens, forest.pictures)
-        known: dict[str, Features] = {}
-        for picture in forest.pictures:
-            if picture.digest not in known:
-                known[picture.digest] = self.features(picture)
+        different = {picture.digest: picture for picture in forest.pictures}
+        known = dict(zip(different, self.features([*different.values()]), strict=True))
         features = [known[picture.digest] for picture in forest.pictures]
         # An image token may lie outside of the embedding; any other id stands in for it.
         embeddings = self.model.get_input_embeddings()(forest.tokens.masked_fill(is_image, 0))
@@ -114,28 +114,31 @@ class Vision:
             inputs |= {"visual_pos_masks": is_image[None], "deepstack_visual_embeds": [*map(torch.cat, levels)]}
         return inputs
 
-    def features(self, picture: Picture) -> Features:
-        """The rows of a picture: with their gradient where tower or projector is trained, else kept for the next time.
+    def features(self, pictures: Sequence[Picture]) -> list[Features]:
+        """The rows of pictures: with their gradient where tower or projector is trained, else kept for the next time.
 
         Raises:
-            ValueError: if the picture was made for another number of image tokens, or the model takes none.
+            ValueError: if one was made for another number of image tokens, or the model takes none.
         """
-        if not self.is_frozen:
-            return self._encoded(picture)
+        return [self._kept_rows(picture) for picture in pictures] if self.is_frozen else self._encoded(pictures)
+
+    def _kept_rows(self, picture: Picture) -> Features:
         known = self._kept.pop(picture.digest, None)
+        self._num_bytes -= 0 if known is None else known.nbytes
         if known is None or known.rows.device != self.model.device:
             # The same rows whoever asks first: in validation, under autocast, or while responses are drawn.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
-                known = self._encoded(picture)
+                (known,) = self._encoded([picture])
         self._kept[picture.digest] = known
-        while sum(features.nbytes for features in self._kept.values()) > self.max_bytes:
-            self._kept.popitem(last=False)
+        self._num_bytes += known.nbytes
+        while self._num_bytes > self.max_bytes:
+            self._num_bytes -= self._kept.popitem(last=False)[1].nbytes
         return known
 
     def forget(self) -> None:
         """Let go of what is kept, and count anew."""
         self._kept.clear()
-        self.num_passes = 0
+        self._num_bytes = self.num_passes = 0
 
     @property
     def is_frozen(self) -> bool:
@@ -145,18 +148,21 @@ class Vision:
             return False
         return not any(parameter.requires_grad for part in parts for parameter in part.parameters(recurse=False))
 
-    def _encoded(self, picture: Picture) -> Features:
-        features = self._through_tower(picture.inputs)
-        if len(features.rows) != picture.num_tokens:
+    def _encoded(self, pictures: Sequence[Picture]) -> list[Features]:
+        """The rows of pictures, which go through the tower together."""
+        whole = self._through_tower(_beside_one_another(pictures))
+        sizes = [picture.num_tokens for picture in pictures]
+        if len(whole.rows) != sum(sizes):
             raise ValueError(
-                f"a picture has {picture.num_tokens} image tokens in the text, and the tower of "
-                f"'{self.model.name_or_path}' gives {len(features.rows)} rows for it: data.processor is another model's"
+                f"{len(pictures)} pictures have {sum(sizes)} image tokens in the text, and the tower of "
+                f"'{self.model.name_or_path}' gives {len(whole.rows)} rows: data.processor is another model's"
             )
-        return features
+        self.num_passes += len(pictures)
+        columns = zip(*(part.split(sizes) for part in (whole.rows, *whole.deeper)), strict=True)
+        return [Features(rows, tuple(deeper)) for rows, *deeper in columns]
 
     def _through_tower(self, inputs: Mapping[str, Tensor]) -> Features:
         self._refuse()
-        self.num_passes += 1
         said = cast(_Seeing, self.model).get_image_features(**self._on_device(inputs))
         return Features(_joined(said.pooler_output), tuple(map(_joined, said.get("deepstack_features") or ())))
 

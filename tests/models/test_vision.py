@@ -55,6 +55,7 @@ def test_a_forest_with_pictures_is_what_the_model_says_of_each_row(kind, fused, 
     forest = seeing_forest(plain)
     backbone.prepare()
     assert (backbone.layout, backbone.picture_layout) == ("forest", "forest")
+    assert backbone.base.config.vision_config._attn_implementation == "sdpa"  # the tower's own stays
     with torch.no_grad():
         expected = row_logprobs(plain, forest)
         assert torch.allclose(backbone.token_logprobs(forest).logprobs, expected, atol=1e-5)
@@ -111,13 +112,13 @@ def test_what_is_kept_of_pictures_is_bounded(look):
     eyes, bytes_of_one = backbone.eyes, 16 * 64 * 4
     eyes.max_bytes = 2 * bytes_of_one
     for seed in (0, 1, 0, 2, 2, 0):  # 1 went when 2 came, as 0 had been asked for again
-        eyes.features(picture_for(backbone.base, seed))
+        eyes.features([picture_for(backbone.base, seed)])
     assert eyes.num_passes == 3
-    eyes.features(picture_for(backbone.base, 1))
+    eyes.features([picture_for(backbone.base, 1)])
     assert eyes.num_passes == 4
     eyes.max_bytes = bytes_of_one - 1
     for _ in range(2):
-        eyes.features(picture_for(backbone.base, 5))
+        eyes.features([picture_for(backbone.base, 5)])
     assert eyes.num_passes == 6
 
 
@@ -155,6 +156,21 @@ def test_a_trained_projector_learns_and_the_reference_keeps_its_own(lora, look, 
     assert not torch.allclose(policy, reference, atol=1e-3)
     assert torch.allclose(reference, fresh.token_logprobs(forest).logprobs, atol=1e-5)
     assert backbone.eyes.num_passes == 6  # nothing is shared between roles that see differently
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_next", "qwen3_vl"])
+def test_pictures_of_a_trained_tower_are_encoded_together(kind, look, own):
+    """The same rows, and of each picture the gradient."""
+    backbone, plain = look(kind), own(kind)
+    kept = backbone.eyes.features([picture_for(plain, seed) for seed in range(3)])
+    backbone.base.requires_grad_(True)
+    assert not backbone.eyes.is_frozen
+    trained = backbone.eyes.features([picture_for(plain, seed) for seed in range(3)])
+    for one, other in zip(kept, trained, strict=True):
+        torch.testing.assert_close(one.rows, other.rows, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.deeper, other.deeper, rtol=1e-4, atol=1e-5)
+        assert other.rows.requires_grad
+        assert not one.rows.requires_grad
 
 
 def test_all_weights_are_trained_and_the_reference_has_eyes_of_its_own(look):
@@ -207,8 +223,8 @@ def test_pictures_that_do_not_fit_are_refused_by_name(look, tiny_llama):
     fewer = segment._replace(tokens=segment.tokens[3:], scored=segment.scored[3:])
     with pytest.raises(ValueError, match=r"has 15 image tokens .* its 1 pictures take 16"):
         backbone.hidden_states(Forest.pack([[fewer]]))
-    with pytest.raises(ValueError, match=r"has 17 image tokens in the text, and the tower .* gives 16 rows"):
-        backbone.eyes.features(picture_for(backbone.base, 0)._replace(num_tokens=17))
+    with pytest.raises(ValueError, match=r"1 pictures have 17 image tokens .* gives 16 rows"):
+        backbone.eyes.features([picture_for(backbone.base, 0)._replace(num_tokens=17)])
     with pytest.raises(ValueError, match=r"does not take: .*cross-attention.*data\.images"):
         look("mllama").hidden_states(Forest.pack([[segment]]))
     blind = build_backbone(BackboneConfig(str(tiny_llama())))
