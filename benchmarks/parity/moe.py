@@ -1,8 +1,8 @@
 """Train a Mixtral with TRL's DPOTrainer and with DPOModule, router and experts too, and compare the loss of every step.
 
 The load-balancing loss is part of it. TRL takes it from transformers, where it is right: one layer of experts, and one
-micro-batch to a step (docs/moe.md says what becomes of it elsewhere). So the model is the first layer of the one that is
-given; its adapter is on attention, router and experts, as PEFT makes it. TRL runs in its own environment:
+micro-batch to a step (docs/moe.md says what becomes of it elsewhere). So the model is the first layer of the given one;
+its adapter is on attention, router and experts, as PEFT makes it. TRL runs in its own environment:
 
     python benchmarks/parity/moe.py --trl-python /path/to/trl/bin/python --model DIR --data hh.jsonl.gz --out OUT
 

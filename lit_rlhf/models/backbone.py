@@ -9,8 +9,8 @@ Shape letters: T tokens of a forest, N scored tokens, H hidden size, V vocabular
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -29,6 +29,7 @@ from lit_rlhf.models.layers.lm_head import head_parameters
 from lit_rlhf.models.layout import Layout, choose_layout
 from lit_rlhf.models.loading import evaluating
 from lit_rlhf.models.padded import unfold
+from lit_rlhf.models.recomputing import PassAgain, Within
 from lit_rlhf.models.vision import UNSEEING, Vision, is_seeing
 from lit_rlhf.models.whole import whole, whole_state, whole_weights
 from lit_rlhf.ranks import is_first_rank
@@ -66,12 +67,14 @@ class Backbone(nn.Module):
         self.transform: LogitTransform | None = None
         self.policy_adapter = model.active_adapter if isinstance(model, PeftModel) else None
         self.acting: Role = "policy"
+        self.within: Callable[[Any], Within] = _plainly
+        self._within: Within = nullcontext
         self._begun: BegunPrompts | None = None
         for one in (self.base, reference_model):
             if one is not None and one.get_decoder() is one:  # Llama 4 names its decoder by another word than it says
                 one.base_model_prefix = "model"
         self._visions: list[Vision] = []
-        if isinstance(model, PeftModel) and self.base.is_gradient_checkpointing:
+        if self.base.is_gradient_checkpointing:
             self.base.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self._recomputing})
 
     @property
@@ -116,7 +119,21 @@ class Backbone(nn.Module):
 
     def _recomputing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """For checkpointed layers: the context that they are computed in, and the one of the backward pass."""
-        return nullcontext(), _RoleAgain(self, self.acting)
+        return nullcontext(), PassAgain(self, self.acting, self._within)
+
+    @contextmanager
+    def computing(self, within: Within) -> Iterator[None]:
+        """Compute inside a context that layers are computed again in, too, when the backward pass asks for them.
+
+        Args:
+            within: makes the context, as often as it is needed.
+        """
+        self._within = within
+        try:
+            with within():
+                yield
+        finally:
+            self._within = nullcontext
 
     @property
     def has_reference_adapter(self) -> bool:
@@ -370,19 +387,9 @@ class Backbone(nn.Module):
         return digest.hexdigest()
 
 
-class _RoleAgain(AbstractContextManager[None]):
-    """Plays the role that a layer was computed in, as often as it is entered: once in every backward pass."""
-
-    def __init__(self, backbone: Backbone, role: Role) -> None:
-        self._backbone, self._name = backbone, role
-        self._contexts = ExitStack()
-
-    def __enter__(self) -> None:
-        if self._backbone.acting != self._name:
-            self._contexts.enter_context(self._backbone.role(self._name))
-
-    def __exit__(self, *error: object) -> None:
-        self._contexts.close()
+def _plainly(micro_batch: Any) -> Within:
+    """The context of a micro-batch's pass: none."""
+    return nullcontext
 
 
 def _read_rows(forest: Forest, read: Read) -> Tensor:

@@ -1,10 +1,10 @@
 """Pictures to what a decoder reads: the one way from tokens and pictures to embeddings and positions.
 
 A picture goes through the tower and the projector of its model and becomes one row for each of its image tokens, which
-takes the place of that token's embedding: once per pass, however many responses share it; and, while tower and projector
-are frozen, once for all roles, passes and epochs, as its rows are then kept, the latest used ones, within a bound of
-memory. What is kept was encoded by itself, so that it does not depend on what stood beside it: a resumed run sees the
-same.
+takes the place of that token's embedding: once per pass, however many responses share it; and, while tower and
+projector are frozen, once for all roles, passes and epochs, as its rows are then kept, the latest used ones, within a
+bound of memory. What is kept was encoded by itself, so that it does not depend on what stood beside it: a resumed run
+sees the same.
 
 Shape letters: T tokens of a forest, n image tokens of a picture, H hidden size, B padded rows, W their width.
 """

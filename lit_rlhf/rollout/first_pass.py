@@ -20,9 +20,14 @@ Said = TypeVar("Said")
 
 
 class FirstPass(Generic[Said]):
-    """What was computed while measuring, until it is asked for again."""
+    """What was computed while measuring, until it is asked for again.
 
-    def __init__(self) -> None:
+    Args:
+        run: how a micro-batch is computed; None = plainly.
+    """
+
+    def __init__(self, run: Callable[[RolloutMicroBatch, Callable[[Forest], Said]], Said] | None = None) -> None:
+        self._run = run or _run
         self._members: list[int] | None = None
         self._said: Said | None = None
 
@@ -43,11 +48,15 @@ class FirstPass(Generic[Said]):
             compute: the same of both calls.
         """
         if self._members is None or micro_batch.members.tolist() != self._members:
-            return compute(micro_batch.forest)
+            return self._run(micro_batch, compute)
         if self._said is None:
             with torch.enable_grad():
-                self._said = compute(micro_batch.forest)
+                self._said = self._run(micro_batch, compute)
             return self._said
         said = self._said
         self.expect(None)
         return said
+
+
+def _run(micro_batch: RolloutMicroBatch, compute: Callable[[Forest], Said]) -> Said:
+    return compute(micro_batch.forest)

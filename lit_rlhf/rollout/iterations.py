@@ -136,6 +136,7 @@ class Iterations(nn.Module):
             ValueError: if there is no tokenizer, nothing would end a response, or a reward does not fit the policy.
         """
         self.collector.open(backbone, policy_tokenizer(module, tokenizer, backbone), device)
+        self.measurer.routing.open(backbone)
 
     def collect(self, backbone: Backbone, batch: RolloutBatch) -> ScoredRollouts:
         """Answer the prompts of an iteration, and judge the answers."""
@@ -299,7 +300,8 @@ class Iterations(nn.Module):
     def end(self, module: LightningModule, learnt: Learnt) -> None:
         """Log, and move the KL coefficient and the schedule; all before a checkpoint may be saved."""
         found = {f"rollout/{name}": value for name, value in self.meter.compute().items()}
-        train = {f"train/{name}": value for name, value in self.means.compute().items()}
+        means = {**self.means.compute(), **self.measurer.routing.mismatch(module.device)}
+        train = {f"train/{name}": value for name, value in means.items()}
         self.means.reset()
         shown: dict[str, Any] = {name: found.pop(name) for name in ("rollout/score", "rollout/kl") if name in found}
         module.log_dict(shown, prog_bar=True)

@@ -23,6 +23,7 @@ from lit_rlhf.rollout.first_pass import FirstPass
 from lit_rlhf.rollout.minibatches import split
 from lit_rlhf.rollout.options import UpdateOptions
 from lit_rlhf.rollout.packing import RolloutMicroBatch, pack, padded_values
+from lit_rlhf.rollout.routing import Routing
 from lit_rlhf.types import Forest, Prompt, Rollouts
 
 
@@ -49,12 +50,14 @@ class Measurer:
 
     Attributes:
         first_pass: what was said of the responses that the first step learns from.
+        routing: the experts that their tokens have, where the policy is a mixture of experts.
     """
 
     def __init__(self, updates: UpdateOptions, temperature: float) -> None:
         self.updates = updates
         self.temperature = temperature
-        self.first_pass: FirstPass[Any] = FirstPass()
+        self.routing = Routing(updates.routing)
+        self.first_pass: FirstPass[Any] = FirstPass(self.routing)
         self._begun: tuple[Backbone, BegunPrompts] | None = None
 
     def begin(self, backbone: Backbone, prompts: Sequence[Prompt]) -> BegunPrompts | None:
@@ -71,7 +74,8 @@ class Measurer:
         num_tokens = sum(len(prompt.tokens) for prompt in prompts)
         learns_from_all = self.updates.num_minibatches == 1 and num_tokens <= self.updates.token_budget
         is_whole = not is_sharded(backbone) and not backbone.base.is_gradient_checkpointing
-        if learns_from_all and is_whole and not any(prompt.pictures for prompt in prompts):
+        is_plain = not any(prompt.pictures for prompt in prompts) and not trains_routers(backbone)
+        if learns_from_all and is_whole and is_plain:
             self._begun = backbone, BegunPrompts()
         return None if self._begun is None else self._begun[1]
 
@@ -147,6 +151,7 @@ class Measurer:
         """
         first = None if learnt_by is None else self._first_step(model, rollouts, learnt_by)
         self.first_pass.expect(first)
+        self.routing.measure(None if learnt_by is None else rollouts)
         begun = [] if first is None else [first]
         early = {member for micro_batch in begun for member in micro_batch.members.tolist()}
         others = [member for member in range(len(rollouts.prompts)) if member not in early]
@@ -154,6 +159,7 @@ class Measurer:
         with self._going_on():
             passes = in_step(model, micro_batches, lambda forest: read(_idle(forest)))
             said = [read(micro_batch) for micro_batch in passes]
+        self.routing.learn()
         return [padded_values([columns[k] for columns in said], rollouts, micro_batches) for k in range(num_columns)]
 
     def _first_step(self, model: nn.Module, rollouts: Rollouts, key: str) -> RolloutMicroBatch | None:

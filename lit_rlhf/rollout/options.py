@@ -151,6 +151,8 @@ class UpdateOptions:
             responses, in nats per token (k3); 0.01-0.1 usual. None = never.
         importance_cap: bound of the weights that correct for a sampler that computes with other weights or in other
             precision than training does (truncated importance sampling). None = 2 for such a sampler, no weights else.
+        routing: of a mixture of experts: "free", or "replay", which computes every update with the experts that tokens
+            had before the first one (routing replay).
     """
 
     num_epochs: int = 2
@@ -160,6 +162,7 @@ class UpdateOptions:
     average: Literal["tokens", "sequences"] = "tokens"
     max_kl: float | None = None
     importance_cap: float | None = None
+    routing: Literal["free", "replay"] = "free"
 
     def __post_init__(self) -> None:
         _check_choices(self, "updates")

@@ -124,19 +124,19 @@ def test_two_ranks_train_what_one_trains(balanced, make_pairs, fit, on_ranks, qu
 
 
 @pytest.mark.parametrize("kind", [PPOModule, GRPOModule], ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("coef", [0.0, 0.5])
-def test_rollouts_cut_as_they_may(make_policy, mixture, make_prompts, fit, assert_same_run, kind, coef):
+@pytest.mark.parametrize(("coef", "routing"), [(0.0, "free"), (0.5, "free"), (0.5, "replay")])
+def test_rollouts_cut_as_they_may(make_policy, mixture, make_prompts, fit, assert_same_run, kind, coef, routing):
     def run(budget):
         module = make_policy(
             kind=kind,
             backbone={"name_or_path": mixture, "train_router": True, "router_aux_loss_coef": coef},
             lora=STARTED,
             sampling={"num_responses": 4},
-            updates=UpdateOptions(token_budget=budget, max_grad_norm=0.0, num_epochs=1),
+            updates=UpdateOptions(token_budget=budget, max_grad_norm=0.0, num_epochs=1, routing=routing),
             lr=0.01,
         )
         return fit(module, make_prompts(4, 2))
 
     whole = run(10**6)
     assert_same_run(run(40), whole, tolerance=5e-4)
-    assert all(len(whole.logger.column(f"train/router/{name}")) == 2 for name in ROUTER)
+    assert all(len(whole.logger.column(f"train/router/{name}")) == 2 for name in (*ROUTER, "mismatch"))

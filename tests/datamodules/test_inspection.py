@@ -17,6 +17,7 @@ from datamodules.making import BatchMaker
 from datamodules.preference import PreferenceDataModule
 from datamodules.prompt import PromptDataModule
 from datamodules.sft import SFTDataModule
+from tests.tiny_vision import draw
 
 ROOT = Path(__file__).parents[2]
 ENDING = ("</s>", True)
@@ -85,6 +86,17 @@ def test_what_says_the_same_is_a_repetition_unless_its_pictures_differ(preferenc
     rows = [pair(1, images=["a.png"]), pair(1, images=["b.png"])]
     assert report_on(preferences(rows, images="ignore")).num_repeated == 0
     assert report_on(preferences(rows)).num_images == 2
+
+
+def test_pictures_are_counted_and_their_pixels_not_kept(tiny_llava, tmp_path):
+    draw(tmp_path / "a.png", (40, 30))
+    rows = [pair(number, images=["a.png"]) for number in (1, 2, 2)] + [pair(3, images=["b.png"]), pair(4)]
+    report = report_on(PreferenceDataModule(train=rows, tokenizer=str(tiny_llava), image_dir=str(tmp_path)))
+    assert (report.num_images, report.image_tokens, len(report.images), report.num_repeated) == (4, [16] * 3, 1, 1)
+    assert {reason: loss.number for reason, loss in report.lost.items()} == {"missing_image": 1}
+    (seen,) = report.shown[0].tokens.pictures
+    assert (seen.size, seen.picture.num_tokens, seen.picture.inputs) == ((40, 30), 16, {})
+    assert report.shown[0].whole.pictures == (seen,)
 
 
 def chat(*texts):

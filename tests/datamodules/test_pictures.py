@@ -320,6 +320,23 @@ def test_prompts_hand_their_pictures_to_reward_functions(tiny_llava, rows, tmp_p
     assert prompt.columns == {}
 
 
+@pytest.mark.filterwarnings("ignore:.*its pictures are not seen")
+def test_reward_functions_may_look_where_the_policy_does_not(tiny_llava, rows, tmp_path):
+    file = rows({"prompt": "?", "images": ["img/a.png", "../b.png"]})
+    (prompt,) = batch_of(PromptDataModule, file, tiny_llava, images="ignore").prompts
+    assert prompt.pictures == ()
+    assert prompt.columns == {"images": [str(tmp_path / "img" / "a.png"), None]}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_paths_are_relative_to_the_file_and_not_to_where_the_run_was_begun(tiny_llava, tmp_path, suffix):
+    draw(tmp_path / "far" / "away" / "a.png")
+    row = [{"prompt": "?", "image": "away/a.png"}]
+    getattr(datasets.Dataset.from_list(row), "to_parquet" if suffix == "parquet" else "to_json")(f"far/rows.{suffix}")
+    assert len(batch_of(PromptDataModule, f"far/rows.{suffix}", tiny_llava).prompts[0].pictures) == 1
+    assert len(batch_of(PromptDataModule, str(tmp_path / "far"), tiny_llava).prompts[0].pictures) == 1
+
+
 def test_columns_of_the_datasets_library(tiny_llava, rows, tmp_path):
     images = [Image.open(tmp_path / "img" / f"{name}.png") for name in "ab"]
     train = datasets.Dataset.from_list([pair("<image>?", images[0]), pair("<image><image>?", *images)])

@@ -91,7 +91,7 @@ def test_hub(monkeypatch):
         return Stream()
 
     fake = ModuleType("datasets")
-    fake.load_dataset = load_dataset
+    fake.load_dataset, fake.Dataset, fake.IterableDataset = load_dataset, list, tuple
     monkeypatch.setitem(sys.modules, "datasets", fake)
     (source,) = open_sources(Source("org/name", config="small", revision="abc"), "predict")
     assert [(row.address, row.decode()) for row in source.read()] == numbered("org/name")

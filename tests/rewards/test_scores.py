@@ -166,7 +166,7 @@ def test_a_function_that_asks_for_no_response_is_refused_at_once():
         ({"reward": reward("ExactAnswer", columns="truth")}, "columns: unknown key; did you mean 'column'?"),
         ({"reward": reward("FormatMatch"), "weights": 2}, "weights: unknown key; did you mean 'weight'?"),
         ({"reward": reward("ExactAnswers")}, "'lit_rlhf.rewards' has no attribute 'ExactAnswers'"),
-        ({"reward": reward("LengthTarget", target="many")}, "target: Expected a int. Got value: many"),
+        ({"reward": reward("LengthTarget", target="many")}, "target: expected a whole number, not many"),
         ({"reward": reward("FunctionReward", function="lit_rlhf.rewards.nothing")}, "has no attribute 'nothing'"),
         ({"reward": "lit_rlhf.rewards.nothing"}, "nothing"),
         ({"reward": reward("ExactAnswer", find=["box"])}, "find"),

@@ -358,7 +358,9 @@ def test_a_picture_named_in_a_row_is_not_fetched(server, tiny_llava, tmp_path, i
 
 def test_servers_listen_on_loopback(capsys):
     """Reward servers that listen everywhere: ours does so only where it is told to."""
-    hosts = [ast.unparse(k.value) for _, _, node in calls() for k in node.keywords if k.arg in ("host", "default")]
+    flags = [node for _, _, node in calls() if node.args and ast.unparse(node.args[0]) == "'--host'"]
+    hosts = [ast.unparse(k.value) for node in flags for k in node.keywords if k.arg == "default"]
+    hosts += [ast.unparse(k.value) for _, _, node in calls() for k in node.keywords if k.arg == "host"]
     assert "'127.0.0.1'" in hosts
     assert not [host for host in hosts if host in ("'0.0.0.0'", "'::'", "''")]
 

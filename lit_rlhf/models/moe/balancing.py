@@ -79,7 +79,8 @@ class StepBalance:
         total = torch.zeros_like(self._seen[0])
         with evaluating(self.backbone), heard(self.routers, lambda: True) as said:
             for micro_batch in in_step(self.backbone, micro_batches, self.backbone.hidden_states):
-                self.backbone.hidden_states(micro_batch.forest)
+                with self.backbone.computing(self.backbone.within(micro_batch)):
+                    self.backbone.hidden_states(micro_batch.forest)
                 total += token_sums(self.backbone, said, micro_batch.forest)[1]
         return total
 

@@ -56,7 +56,9 @@ class FourBitWeight(Tensor):
     ) -> Any:
         """A tensor without numbers of its own."""
         seen = _turned(shape) if is_transposed else shape
-        self = Tensor._make_wrapper_subclass(cls, seen, dtype=dtype, device=parts["codes"].device)
+        # What is looked at in inference mode is a view of a weight that was not made in it.
+        with torch.inference_mode(False):
+            self = Tensor._make_wrapper_subclass(cls, seen, dtype=dtype, device=parts["codes"].device)
         self.is_transposed = is_transposed
         for name in _PARTS:
             setattr(self, name, parts[name])

@@ -68,6 +68,16 @@ def test_a_model_computes_with_them_as_with_their_numbers(family):
     assert gradients[0][1].abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("family", ["mixtral", "llama4"])
+def test_it_is_read_in_inference_mode(family):
+    model = make_mixture(family)
+    quantise_experts(model)
+    with torch.no_grad():
+        expected = model(input_ids=TOKENS).logits
+    with torch.inference_mode():
+        torch.testing.assert_close(model(input_ids=TOKENS).logits, expected)
+
+
 def test_autograd_keeps_the_four_bits_and_not_the_numbers():
     weight = torch.nn.Parameter(FourBitWeight.of(stack()), requires_grad=False)
     kept = []
