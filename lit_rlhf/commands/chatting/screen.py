@@ -12,11 +12,13 @@ from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from threading import Event
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lit_rlhf.commands.chatting.lines import Lines
 from lit_rlhf.commands.preview_screen import printable
 from lit_rlhf.commands.speaking.judging import Verdict
 from lit_rlhf.commands.speaking.prompts import Messages
@@ -124,10 +126,12 @@ class Screen:
         return harmless(text) if self._out.is_terminal else text
 
     def _one(self, name: str, answer: Answer, is_alone: bool, stop: Event) -> None:
-        if self.is_terminal or not is_alone:
-            self._out.print(Text(f"{name}> ", "bold cyan"), end="")
+        label = f"{name}> " if self.is_terminal or not is_alone else ""
+        self._out.print(Text(label, "bold cyan"), end="")
+        lines = Lines(self._out.width, cell_len(label))
         for piece in answer:
-            self._out.file.write(self._shown(piece.text))
+            text = self._shown(piece.text)
+            self._out.file.write(lines.add(text) if self.is_terminal else text)
             self._out.file.flush()
             if stop.is_set():
                 break
