@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -55,7 +56,7 @@ def test_a_label_takes_its_room():
 def test_no_line_is_too_long_and_no_word_is_lost(text, cuts):
     places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     flow = Lines(WIDTH)
-    lines = seen("".join(flow.add(text[begin:end]) for begin, end in zip(places, places[1:], strict=False)))
+    lines = seen("".join(flow.add(text[begin:end]) for begin, end in pairwise(places)))
     assert " ".join(lines).split() == text.split()
     assert all(len(line) <= WIDTH or " " not in line.strip() for line in lines)
     assert lines == seen(Lines(WIDTH).add(text))
