@@ -1,5 +1,4 @@
-"""The README keeps its word: the tree of its house is the real one, and so are its rooms and its defaults; its example
-of an own Trainer runs."""
+"""The README keeps its word: its rooms and its defaults are the real ones, and its example of an own Trainer runs."""
 
 from __future__ import annotations
 
@@ -12,52 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PLACES = ("lit_rlhf", "datamodules", "configs", "examples", "benchmarks", "docs")
-
-
-def house_files() -> list[Path]:
-    """What the tree lists: code, configs and pages, from the root; not ``__init__.py``, shipped data or results."""
-    found = [path.relative_to(ROOT) for place in PLACES for path in sorted((ROOT / place).rglob("*"))]
-    hidden = {"assets", "results", "__pycache__"}
-    return [
-        path
-        for path in found
-        if path.suffix in {".py", ".yaml", ".md"} and path.name != "__init__.py" and not hidden & set(path.parts)
-    ]
-
-
-def tree_paths(text: str) -> dict[str, str]:
-    """The paths of an indented tree, each with its description; folders end in a slash."""
-    above: list[str] = []
-    paths = {}
-    for line in text.splitlines():
-        name, _, description = line.strip().partition(" ")
-        above[(len(line) - len(line.lstrip())) // 2 :] = [name]
-        paths["".join(above)] = description.strip()
-    return paths
-
-
-def tree_block() -> dict[str, str]:
-    page = (ROOT / "docs/house.md").read_text(encoding="utf-8")
-    block = re.search(r"```text\n(.*?)```\n$", page, re.DOTALL)
-    assert block, "the page ends with the tree"
-    return tree_paths(block[1])
-
-
-def test_the_tree_is_the_real_one():
-    listed = {path for path in tree_block() if not path.endswith("/")}
-    real = {path.as_posix() for path in house_files()}
-    assert (sorted(listed - real), sorted(real - listed)) == ([], [])
+PLACES = ("datamodules", "configs", "examples", "benchmarks", "docs")
 
 
 def test_every_room_is_named():
     _, _, rooms = README.partition("## The house")
     folders = [path.name for path in (ROOT / "lit_rlhf").iterdir() if (path / "__init__.py").is_file()]
-    assert [name for name in [*folders, *PLACES[1:]] if f"{name}/`" not in rooms] == []
-
-
-def test_every_file_of_the_tree_has_a_line():
-    assert [path for path, description in tree_block().items() if not description and not path.endswith("/")] == []
+    assert [name for name in [*folders, *PLACES] if f"{name}/`" not in rooms] == []
 
 
 def test_no_line_is_too_long():
