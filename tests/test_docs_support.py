@@ -46,7 +46,7 @@ SHOWN: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "mixtures of experts": {
         "test_mixtures::test_no_cut_changes_a_step": DATA,
-        "test_mixtures::test_rollouts_cut_as_they_may": ("ppo", "grpo"),
+        "test_mixtures::test_rollouts_cut_as_they_may": ROLLOUTS,
     },
 }
 

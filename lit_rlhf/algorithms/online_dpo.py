@@ -121,6 +121,11 @@ class OnlineDPOModule(LightningModule):
         super().__init__()
         require_groups(sampling, "online DPO", usual=2)
         require_whole_responses(updates, "online DPO")
+        if updates.routing == "replay":
+            raise ValueError(
+                "updates.routing is 'replay', for ratios to the policy that wrote the responses; online DPO has none, "
+                "as its pairs are learnt from by ratios to the reference: leave it 'free'"
+            )
         self.losses = losses or [LossTerm()]
         for term in self.losses:
             if term.is_whole_batch:

@@ -152,7 +152,7 @@ class UpdateOptions:
         importance_cap: bound of the weights that correct for a sampler that computes with other weights or in other
             precision than training does (truncated importance sampling). None = 2 for such a sampler, no weights else.
         routing: of a mixture of experts: "free", or "replay", which computes every update with the experts that tokens
-            had before the first one (routing replay).
+            had before the first one (routing replay); online DPO takes "free" alone.
     """
 
     num_epochs: int = 2

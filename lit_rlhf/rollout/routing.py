@@ -57,7 +57,7 @@ class Routing:
         self._backbone, self._routers = backbone, find_routers(backbone.model)
         if self.kind == "replay":
             require_routers(backbone.base, "updates.routing")
-            backbone.within = self.within
+        backbone.within = self.within
 
     def measure(self, rollouts: Rollouts | None) -> None:
         """Forget what is known, and keep what passes choose from now on.
@@ -91,9 +91,15 @@ class Routing:
             self._differing += torch.tensor([float((~same).sum()), float(same.numel())])
         return result
 
-    def within(self, micro_batch: RolloutMicroBatch) -> Within:
-        """The context that a pass of a micro-batch is computed in: its experts are those it had, where that is due."""
-        if self._phase != "learning" or self.kind == "free" or not len(micro_batch.members):
+    def within(self, micro_batch: object) -> Within:
+        """The context that a pass of a micro-batch is computed in: its experts are those it had, where that is due.
+
+        Args:
+            micro_batch: of an optimizer step; texts to imitate were not measured, and route freely.
+        """
+        if self._phase != "learning" or self.kind == "free" or not isinstance(micro_batch, RolloutMicroBatch):
+            return nullcontext
+        if not len(micro_batch.members):
             return nullcontext
         known = self._known(micro_batch)
         cells = known if self._cells(micro_batch.forest) is None else known[self._sources(micro_batch.forest)]
@@ -106,13 +112,14 @@ class Routing:
             device: that ranks communicate on.
 
         Returns:
-            ``router/mismatch``, of all updates since the last time; nothing where there are no routers.
+            ``router/mismatch``, of all updates since the last time; nothing where there are no routers, or where no
+            update was held against the measuring.
         """
         if not self._routers:
             return {}
         differing, count = sum_over_ranks(self._differing.to(device))
         self._differing = torch.zeros(2)
-        return {"router/mismatch": differing / count.clamp(min=1.0)}
+        return {"router/mismatch": differing / count} if count else {}
 
     def _is_policy(self) -> bool:
         assert self._backbone is not None

@@ -13,10 +13,14 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from datamodules.packing import pack_pairs
 from lit_rlhf.algorithms.dpo import DPOModule
 from lit_rlhf.algorithms.grpo import GRPOModule
+from lit_rlhf.algorithms.online_dpo import OnlineDPOModule
 from lit_rlhf.algorithms.ppo import PPOModule
+from lit_rlhf.algorithms.reinforce import REINFORCEModule
 from lit_rlhf.algorithms.reward import RewardModule
+from lit_rlhf.algorithms.rloo import RLOOModule
 from lit_rlhf.algorithms.sft import SFTModule
 from lit_rlhf.rollout.options import UpdateOptions
+from lit_rlhf.types import PromptAndTextBatch
 from tests.tiny_moe import make_mixture
 
 STARTED = {"init": "gaussian", "target_experts": True}
@@ -123,8 +127,16 @@ def test_two_ranks_train_what_one_trains(balanced, make_pairs, fit, on_ranks, qu
             torch.testing.assert_close(ranks[0]["weights"][name], parameter.detach(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [PPOModule, GRPOModule], ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize(("coef", "routing"), [(0.0, "free"), (0.5, "free"), (0.5, "replay")])
+@pytest.mark.parametrize(
+    ("kind", "coef", "routing"),
+    [
+        *((PPOModule, coef, routing) for coef, routing in ((0.0, "free"), (0.5, "free"), (0.5, "replay"))),
+        *((GRPOModule, coef, routing) for coef, routing in ((0.0, "free"), (0.5, "free"), (0.5, "replay"))),
+        (RLOOModule, 0.5, "replay"),
+        (REINFORCEModule, 0.5, "free"),
+        (OnlineDPOModule, 0.5, "free"),
+    ],
+)
 def test_rollouts_cut_as_they_may(make_policy, mixture, make_prompts, fit, assert_same_run, kind, coef, routing):
     def run(budget):
         module = make_policy(
@@ -135,8 +147,41 @@ def test_rollouts_cut_as_they_may(make_policy, mixture, make_prompts, fit, asser
             updates=UpdateOptions(token_budget=budget, max_grad_norm=0.0, num_epochs=1, routing=routing),
             lr=0.01,
         )
-        return fit(module, make_prompts(4, 2))
+        trainer = fit(module, make_prompts(4, 2))
+        for row in trainer.logger.rows:
+            if kind in (RLOOModule, REINFORCEModule):
+                row.pop("rollout/advantages")  # 0 but for rounding
+        return trainer
 
     whole = run(10**6)
     assert_same_run(run(40), whole, tolerance=5e-4)
-    assert all(len(whole.logger.column(f"train/router/{name}")) == 2 for name in (*ROUTER, "mismatch"))
+    # Every pass of the updates is held against the measuring; online DPO learns from pairs alone, which were not kept.
+    told = {**dict.fromkeys(ROUTER, 2), "mismatch": 0 if kind is OnlineDPOModule else 2}
+    assert {name: len(whole.logger.column(f"train/router/{name}")) for name in told} == told
+
+
+def test_texts_beside_replayed_responses_are_cut_as_they_may(
+    make_policy, mixture, make_prompts, make_text_batches, fit, assert_same_run
+):
+    def run(budget):
+        module = make_policy(
+            backbone={"name_or_path": mixture, "train_router": True, "router_aux_loss_coef": 0.5},
+            lora=STARTED,
+            updates=UpdateOptions(token_budget=budget, max_grad_norm=0.0, num_epochs=1, routing="replay"),
+            ptx_coef=0.5,
+            lr=0.01,
+        )
+        (prompts,), (texts,) = make_prompts(4, 4), make_text_batches(4, 4, budget)
+        return fit(module, [PromptAndTextBatch(prompts, texts)])
+
+    assert_same_run(run(40), run(10**6), tolerance=5e-4)
+
+
+def test_pairs_are_not_replayed(make_policy, mixture):
+    with pytest.raises(ValueError, match=r"updates\.routing is 'replay'.*online DPO has none.*leave it 'free'"):
+        make_policy(
+            kind=OnlineDPOModule,
+            backbone={"name_or_path": mixture},
+            sampling={"num_responses": 2},
+            updates=UpdateOptions(routing="replay"),
+        )
