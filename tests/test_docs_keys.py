@@ -61,7 +61,7 @@ def keys_of(page: Path) -> list[str]:
     """What stands in code quotes anywhere outside of code blocks and begins as a key does."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     found = re.findall(r"`((?:model|data|trainer)\.[a-z_.]+)(?:: [^`]+)?`", text)
-    keys = (key.replace(".init_args", "") for key in found if not key.endswith(".safetensors"))
+    keys = (key.replace(".init_args", "") for key in found if not key.endswith((".safetensors", ".py", ".md")))
     return [key for key in keys if "." in key]
 
 
