@@ -19,11 +19,17 @@ from lit_rlhf.algorithms.reinforce import REINFORCEModule
 from lit_rlhf.algorithms.reward import RewardModule
 from lit_rlhf.algorithms.rloo import RLOOModule
 from lit_rlhf.algorithms.sft import SFTModule
+from lit_rlhf.models.whole import whole
 from lit_rlhf.rollout.options import UpdateOptions
-from lit_rlhf.types import PromptAndTextBatch
+from lit_rlhf.strategies.fsdp2 import FSDP2Strategy
+from lit_rlhf.types import PromptAndTextBatch, PromptBatch
 from tests.tiny_moe import make_mixture
 
 STARTED = {"init": "gaussian", "target_experts": True}
+STRATEGIES = {
+    "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
+    "fsdp2": lambda: FSDP2Strategy(process_group_backend="gloo"),
+}
 ROUTER = ("aux_loss", "load_max", "load_min", "load_entropy", "dropped_tokens")
 
 
@@ -105,26 +111,65 @@ def test_a_frozen_router_is_reached_through_the_layers_below(balanced, make_text
     assert not any("gate" in name for name, p in weights[0].items() if p.requires_grad)
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_two_ranks_train_what_one_trains(balanced, make_pairs, fit, on_ranks, quantization):
+def trained_weights_of(module):
+    return {name: whole(p.detach()) for name, p in module.named_parameters() if p.requires_grad}
+
+
+def router_columns(trainer):
+    """What was logged of routers, told or not."""
+    return {name: [float(x) for x in trainer.logger.column(f"train/router/{name}")] for name in (*ROUTER, "mismatch")}
+
+
+def assert_same_on_ranks(ranks, alone, module):
+    for name, column in router_columns(alone).items():
+        assert ranks[0]["routers"][name] == pytest.approx(column, rel=1e-4, abs=1e-6), name
+    for name, weight in trained_weights_of(module).items():
+        torch.testing.assert_close(ranks[0]["weights"][name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("quantization", "strategy"), [("none", "ddp"), ("nf4", "ddp"), ("none", "fsdp2")])
+def test_two_ranks_train_what_one_trains(balanced, make_pairs, fit, on_ranks, quantization, strategy):
     pairs = make_pairs(12)
     steps = ((slice(0, 2), slice(2, 6)), (slice(6, 12), slice(12, 12)))
 
     def work(rank):
         module = balanced(DPOModule, quantization=quantization)
         ours = [pack_pairs(pairs[share[rank]], (1, 10**6)[rank]) for share in steps]
-        options = {"strategy": DDPStrategy(process_group_backend="gloo"), "use_distributed_sampler": False}
-        trainer = fit(module, ours, devices=2, **options)
-        weights = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-        return {"weights": weights, "aux": [float(x) for x in trainer.logger.column("train/router/aux_loss")]}
+        trainer = fit(module, ours, devices=2, strategy=STRATEGIES[strategy](), use_distributed_sampler=False)
+        return {"weights": trained_weights_of(module), "routers": router_columns(trainer)}
 
     ranks = on_ranks(work)
     module = balanced(DPOModule, quantization=quantization)
     alone = fit(module, [pack_pairs([*pairs[a], *pairs[b]], 10**6) for a, b in steps])
-    assert ranks[0]["aux"] == pytest.approx(alone.logger.column("train/router/aux_loss"), rel=1e-5)
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            torch.testing.assert_close(ranks[0]["weights"][name], parameter.detach(), rtol=1e-4, atol=1e-5)
+    assert_same_on_ranks(ranks, alone, module)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_replay_what_one_replays(make_policy, mixture, make_prompts, fit, on_ranks, strategy):
+    (batch,) = make_prompts(6, 6)
+
+    def learn(prompts, budget, **options):
+        module = make_policy(
+            kind=GRPOModule,
+            backbone={"name_or_path": mixture, "train_router": True, "router_aux_loss_coef": 0.5},
+            lora=STARTED,
+            sampling={"num_responses": 2},
+            updates=UpdateOptions(token_budget=budget, num_epochs=2, num_minibatches=1, routing="replay"),
+            lr=0.05,
+        )
+        trainer = fit(module, [PromptBatch(prompts, {})], **options)
+        return module, trainer
+
+    def work(rank):
+        share = (batch.prompts[:2], batch.prompts[2:])[rank]
+        options = {"devices": 2, "strategy": STRATEGIES[strategy](), "use_distributed_sampler": False}
+        module, trainer = learn(share, (40, 10**6)[rank], **options)
+        return {"weights": trained_weights_of(module), "routers": router_columns(trainer)}
+
+    ranks = on_ranks(work)
+    module, alone = learn(batch.prompts, 10**6)
+    assert 0.0 < router_columns(alone)["mismatch"][0] < 0.5
+    assert_same_on_ranks(ranks, alone, module)
 
 
 @pytest.mark.parametrize(

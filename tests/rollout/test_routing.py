@@ -122,6 +122,40 @@ def test_choices_that_differ_are_counted(rollouts, kind):
     assert routing.mismatch(torch.device("cpu")) == {}  # told once
 
 
+def test_choices_of_response_tokens_are_counted_over_ranks(rollouts, monkeypatch):
+    backbone, routing, _ = measured(rollouts)
+    (batch,) = pack(rollouts, range(5), 10**6)
+    update(backbone, routing, batch)
+    seen = []
+    monkeypatch.setattr("lit_rlhf.rollout.routing.sum_over_ranks", lambda both: seen.append(both) or both + 10)
+    told = routing.mismatch(torch.device("cpu"))["router/mismatch"]
+    ((differing, count),) = seen
+    assert count == sum(LENGTHS) * len(find_routers(backbone.model)) * 2
+    assert float(told) == pytest.approx(float((differing + 10) / (count + 10)))
+
+
+@pytest.mark.parametrize("role", ["critic", "reference"])
+def test_other_roles_are_neither_replayed_nor_heard(rollouts, role):
+    """A critic computes beside the policy, inside of the same call."""
+    backbone, routing, _ = measured(rollouts)
+    (batch,) = pack(rollouts, range(5), 10**6)
+    backbone.reference_model = backbone.model  # so that there is one
+
+    def both(forest):
+        policy = backbone.token_logprobs(forest).logprobs
+        with backbone.role(role):
+            return policy, backbone.token_logprobs(forest).logprobs
+
+    with torch.no_grad():
+        expected = backbone.token_logprobs(batch.forest).logprobs
+        policy, other = routing(batch, both)
+        told = routing.mismatch(torch.device("cpu"))
+        routing(batch, backbone.token_logprobs)
+    torch.testing.assert_close(other, expected)
+    assert (policy - other).abs().max() > 1e-3
+    assert routing.mismatch(torch.device("cpu")) == told
+
+
 def test_what_is_not_learnt_from_is_left_alone(rollouts):
     backbone, routing, _ = measured(rollouts)
     routing.measure(None)
