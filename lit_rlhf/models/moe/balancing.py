@@ -150,7 +150,8 @@ def token_sums(backbone: Backbone, said: Mapping[int, Routed], forest: Forest) -
     for number in sorted(said):
         routed = said[number]
         logits, experts = routed.logits[cells], routed.experts[cells]
-        probabilities.append(counts @ routed.probabilities(logits))
+        # No matrix product: mixed precision would round its sums, which then depended on the cut.
+        probabilities.append((counts[:, None] * routed.probabilities(logits)).sum(0))
         chosen = torch.zeros_like(probabilities[-1])
         choices.append(chosen.index_add(0, experts.flatten(), counts.repeat_interleave(experts.shape[1])))
     return torch.stack(probabilities), torch.stack(choices).detach()

@@ -47,6 +47,15 @@ def test_every_token_of_every_sequence_counts_in_each_layout(family, ragged):
     torch.testing.assert_close(found[0], found[1])
 
 
+def test_mixed_precision_rounds_no_sum(ragged):
+    backbone = wrap_model(make_mixture("mixtral", vocab_size=320), reference="none")
+    with heard(find_routers(backbone.model), always) as said:
+        backbone.hidden_states(ragged)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = token_sums(backbone, said, ragged)
+    assert torch.equal(rounded[0], token_sums(backbone, said, ragged)[0])
+
+
 def test_what_is_told():
     seen = torch.tensor([[[3.0, 1.0]], [[4.0, 0.0]]])
     assert {name: round(float(value), 4) for name, value in told(seen).items()} == {
