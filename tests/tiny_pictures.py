@@ -14,6 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.mllama.processing_mllama import (
+    convert_sparse_cross_attention_mask_to_dense,
+    get_cross_attention_token_mask,
+)
 
 from lit_rlhf.types import Forest, Picture, Segment
 from tests.tiny_vision import make_llava, make_qwen2_vl, make_tokenizer
@@ -35,6 +39,12 @@ def picture_for(model: Any, seed: int) -> Picture:
     """A picture of random numbers: 32 x 32 pixels, or patches of 2 x 2, 2 x 3 or 3 x 2 image tokens."""
     numbers = torch.Generator().manual_seed(seed)
     config = model.config
+    if config.model_type == "mllama":  # one tile and one that fills it up, or two, beside or above one another
+        is_tile = torch.tensor([[[1, int(seed % 3 > 0)]]])
+        pixels = torch.randn(1, 1, 2, 3, 32, 32, generator=numbers) * is_tile[..., None, None, None]
+        ratio = torch.tensor([[1 + seed % 3]])
+        inputs = {"pixel_values": pixels, "aspect_ratio_ids": ratio, "aspect_ratio_mask": is_tile}
+        return Picture(inputs, 1, f"{seed}")
     if "spatial_merge_size" not in config.vision_config.to_dict():
         inputs = {"pixel_values": torch.randn(1, 3, 32, 32, generator=numbers)}
         if config.model_type == "llava_next":  # of 32 x 64 or 64 x 64 pixels: the whole, and its tiles
@@ -44,7 +54,8 @@ def picture_for(model: Any, seed: int) -> Picture:
         if config.model_type == "mistral3":
             inputs["image_sizes"] = torch.tensor([[32, 32]])
         with torch.no_grad():
-            found = model.get_image_features(**inputs).pooler_output
+            said = model.get_image_features(**inputs)
+        found = said.last_hidden_state if config.model_type == "llama4" else said.pooler_output
         rows = [found.flatten(0, -2)] if isinstance(found, Tensor) else [piece.flatten(0, -2) for piece in found]
         return Picture(inputs, sum(map(len, rows)), f"{seed}")
     height, width = ((2, 2), (2, 3), (3, 2))[seed % 3]
@@ -90,7 +101,9 @@ def row_logits(model: Any, tokens: list[int], pictures: tuple[Picture, ...]) -> 
     """(T, V) of one row by the model's own forward."""
     ids = torch.tensor([tokens])
     inputs: dict[str, Tensor] = {}
-    if pictures:
+    if pictures and model.config.model_type == "mllama":
+        inputs = _as_mllama_processor(model, tokens, pictures)
+    elif pictures:
         most = max(one.inputs["pixel_values"].shape[1] for one in pictures)
         inputs = {
             name: torch.cat([one.inputs[name] for one in pictures]) for name in pictures[0].inputs if "ixel" not in name
@@ -103,6 +116,15 @@ def row_logits(model: Any, tokens: list[int], pictures: tuple[Picture, ...]) -> 
         kind = "token_type_ids" if model.config.model_type == "gemma3" else "mm_token_type_ids"
         inputs |= {kind: kinds} if kind in inspect.signature(model.forward).parameters else {}
     return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **inputs).logits[0].float()
+
+
+def _as_mllama_processor(model: Any, tokens: list[int], pictures: tuple[Picture, ...]) -> dict[str, Tensor]:
+    """What the processor of transformers makes of one row."""
+    inputs = {name: torch.cat([one.inputs[name] for one in pictures], 1) for name in pictures[0].inputs}
+    tiles = inputs["aspect_ratio_mask"][0].sum(-1).tolist()
+    spans = get_cross_attention_token_mask(tokens, model.config.image_token_id)
+    mask = convert_sparse_cross_attention_mask_to_dense([spans], [tiles], 2, len(tokens))
+    return {**inputs, "cross_attention_mask": torch.from_numpy(mask)}
 
 
 def row_logprobs(model: Any, forest: Forest) -> Tensor:
@@ -124,6 +146,9 @@ def _save(model: type, config: Any, folder: Path) -> Path:
         for parameter in built.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.15)
+        for name, parameter in built.named_parameters():
+            if parameter.ndim == 1 and "gate" in name:  # at the start those of Llama 3.2 Vision shut pictures out
+                torch.nn.init.constant_(parameter, 0.7)
         built.save_pretrained(folder)
     make_tokenizer(["<a>", "<b>", "<i>", "<j>", "<image>"], "</s>", "").save_pretrained(folder)
     return folder
@@ -206,11 +231,21 @@ def _mllama(folder: Path) -> Path:
     from transformers import MllamaConfig, MllamaForConditionalGeneration
 
     eyes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_global_layers": 1}
-    eyes |= {"attention_heads": 4, "image_size": 32, "patch_size": 8, "vision_output_dim": 64, "max_num_tiles": 1}
-    eyes |= {"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1]]}
-    text = {**TEXT, "cross_attention_layers": [1], "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
-    config = MllamaConfig(text_config=text, vision_config=eyes, image_token_index=7)
+    eyes |= {"attention_heads": 4, "image_size": 32, "patch_size": 8, "vision_output_dim": 64, "max_num_tiles": 2}
+    eyes |= {"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]]}
+    text = {**TEXT, "cross_attention_layers": [1, 3], "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    config = MllamaConfig(text_config=text, vision_config=eyes, image_token_index=TEXT["vocab_size"])
     return _save(MllamaForConditionalGeneration, config, folder)
+
+
+def _llama4(folder: Path) -> Path:
+    from transformers import Llama4Config, Llama4ForConditionalGeneration
+
+    eyes = {**CLIP, "hidden_act": "gelu", "vision_output_dim": 48, "pixel_shuffle_ratio": 0.5}
+    eyes |= {"projector_input_dim": 48, "projector_output_dim": 48, "intermediate_size": 128}
+    text = {**TEXT, "num_local_experts": 2, "intermediate_size_mlp": 96, "head_dim": 16}
+    config = Llama4Config(text_config=text, vision_config=eyes, image_token_index=7)
+    return _save(Llama4ForConditionalGeneration, config, folder)
 
 
 _MAKERS = {
@@ -223,4 +258,5 @@ _MAKERS = {
     "internvl": _internvl,
     "gemma3": _gemma3,
     "mllama": _mllama,
+    "llama4": _llama4,
 }

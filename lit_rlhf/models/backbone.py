@@ -27,10 +27,10 @@ from lit_rlhf.models.layers.attention import ForestLayout, Read
 from lit_rlhf.models.layers.linear_logprobs import LogitTransform, TokenLogprobs, linear_logprobs
 from lit_rlhf.models.layers.lm_head import head_parameters
 from lit_rlhf.models.layout import Layout, choose_layout
-from lit_rlhf.models.loading import evaluating
+from lit_rlhf.models.loading import evaluating, name_decoder
 from lit_rlhf.models.padded import unfold
 from lit_rlhf.models.recomputing import PassAgain, Within
-from lit_rlhf.models.vision import UNSEEING, Vision, is_seeing
+from lit_rlhf.models.vision import Vision, is_seeing, open_eyes
 from lit_rlhf.models.whole import whole, whole_state, whole_weights
 from lit_rlhf.ranks import is_first_rank
 from lit_rlhf.types import Forest
@@ -71,8 +71,8 @@ class Backbone(nn.Module):
         self._within: Within = nullcontext
         self._begun: BegunPrompts | None = None
         for one in (self.base, reference_model):
-            if one is not None and one.get_decoder() is one:  # Llama 4 names its decoder by another word than it says
-                one.base_model_prefix = "model"
+            if one is not None:
+                name_decoder(one)
         self._visions: list[Vision] = []
         if self.base.is_gradient_checkpointing:
             self.base.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self._recomputing})
@@ -249,7 +249,7 @@ class Backbone(nn.Module):
     def vision_of(self, model: PreTrainedModel) -> Vision:
         """The eyes of one of the models of this backbone, the same at every call."""
         if not any(known.model is model for known in self._visions):
-            self._visions.append(Vision(model))
+            self._visions.append(open_eyes(model))
         return next(known for known in self._visions if known.model is model)
 
     @property
@@ -260,11 +260,9 @@ class Backbone(nn.Module):
             ValueError: if the model reads text alone.
         """
         if (vision := self.vision) is None:
-            kind = self.base.config.model_type
-            reason = next((why for name, why in UNSEEING.items() if kind.startswith(name)), "it reads text alone")
             raise ValueError(
-                f"the rows have pictures, which '{self.base.name_or_path}' does not take: {reason}; set data.images to "
-                "ignore, or take another model"
+                f"the rows have pictures, which '{self.base.name_or_path}' does not take: it reads text alone; set "
+                "data.images to ignore, or take another model"
             )
         return vision
 

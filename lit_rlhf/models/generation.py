@@ -52,32 +52,46 @@ def generate(
     if not prompts:
         with backbone.whole_weights():  # other ranks gather theirs
             return []
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    options = {"max_new_tokens": max_new_tokens, "cache_implementation": cache_implementation, **sampling}
+    groups = backbone.eyes.together(pictures) if any(pictures) else [list(range(len(prompts)))]
+    answers: dict[int, list[int]] = {}
+    with evaluating(backbone), backbone.whole_weights(), torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        for rows in groups:
+            seen = [picture for row in rows if pictures for picture in pictures[row]]
+            drawn = _drawn(backbone, [prompts[row] for row in rows], seen, list(stop_tokens), options)
+            answers |= zip(rows, drawn, strict=True)
+    return [answers[row] for row in range(len(prompts))]
+
+
+def _drawn(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    pictures: Sequence[Picture],
+    stop_tokens: list[int],
+    options: dict[str, Any],
+) -> list[list[int]]:
+    """Answers to prompts that the model takes together, with the pictures of all of them."""
     device = backbone.base.device
     width = max(len(prompt) for prompt in prompts)
     pad = stop_tokens[0]
     tokens = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if temperature:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    with evaluating(backbone), backbone.whole_weights(), torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        seen = [picture for own in pictures for picture in own]
-        inputs = {"input_ids": tokens, "attention_mask": mask}
-        output = cast(Any, backbone.base).generate(
-            **(backbone.eyes.own_inputs(tokens, mask, seen) if seen else inputs),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad,
-            eos_token_id=list(stop_tokens),
-            use_cache=True,
-            cache_implementation=cache_implementation,
-            synced_gpus=False,  # the weights are whole: ranks need not wait for each other's longest answer
-            suppress_tokens=backbone.undrawn_tokens or None,
-            **sampling,
-        )
-    stops = set(stop_tokens)
-    return [_until_stop(row, stops) for row in output[:, width:].tolist()]
+    inputs = {"input_ids": tokens, "attention_mask": mask}
+    output = cast(Any, backbone.base).generate(
+        **(backbone.eyes.own_inputs(tokens, mask, pictures) if pictures else inputs),
+        pad_token_id=pad,
+        eos_token_id=stop_tokens,
+        use_cache=True,
+        synced_gpus=False,  # the weights are whole: ranks need not wait for each other's longest answer
+        suppress_tokens=backbone.undrawn_tokens or None,
+        **options,
+    )
+    return [_until_stop(row, set(stop_tokens)) for row in output[:, width:].tolist()]
 
 
 def _until_stop(tokens: list[int], stops: set[int]) -> list[int]:

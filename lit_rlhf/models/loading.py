@@ -25,7 +25,7 @@ from transformers import (
 from lit_rlhf.models.layers.fused import fuse
 from lit_rlhf.models.moe.four_bit import quantise_experts
 from lit_rlhf.models.options import BackboneConfig
-from lit_rlhf.models.vision import is_seeing, parts_beside_decoder
+from lit_rlhf.models.vision import REFUSED, is_seeing, parts_beside_decoder
 
 OWN_ATTENTION = ("auto", "forest")
 """Values of ``attention`` that mean this package's attention; others are names that transformers knows."""
@@ -56,6 +56,8 @@ def load_causal_lm(
         model_config = AutoConfig.from_pretrained(name, revision=config.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"backbone.name_or_path '{config.name_or_path}' cannot be loaded: {_first(error)}") from error
+    if (kind := model_config.model_type) in REFUSED:
+        raise ValueError(f"backbone.name_or_path '{config.name_or_path}' is a {kind} model: {REFUSED[kind]}")
     _switch_dropout_off(model_config)
     with nullcontext() if with_lm_head else heads_are_no_news():
         model, missing = _from_pretrained(name, model_config, config, device)
@@ -67,6 +69,7 @@ def load_causal_lm(
             f"backbone '{config.name_or_path}' is no causal language model: its checkpoint lacks "
             f"{', '.join(sorted(missing)[:4])} ({len(missing)} missing in all)"
         )
+    name_decoder(model)
     keep_four_bits_as_they_are(model)
     if config.quantization == "nf4" and quantise_experts(model, device) and device is not None:
         nn.Module.to(model, device)
@@ -76,6 +79,13 @@ def load_causal_lm(
         fuse(model)
     model.requires_grad_(False)
     return model.train()
+
+
+def name_decoder(model: PreTrainedModel) -> None:
+    """Let a model find its decoder: Llama 4 names it by another word than it says, and would take it with its head."""
+    decoder = model.get_decoder()
+    if decoder.get_output_embeddings() is not None:
+        decoder.base_model_prefix = "model"
 
 
 def keep_four_bits_as_they_are(model: nn.Module) -> None:

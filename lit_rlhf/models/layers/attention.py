@@ -29,6 +29,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lit_rlhf.models.layers.cached_attention import CachedRows
+from lit_rlhf.models.layers.cross_attention import CachedPictures, SeenPictures
 from lit_rlhf.models.layers.run_attention import attend_runs
 from lit_rlhf.types import Forest
 
@@ -245,7 +246,7 @@ def forest_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | SeenPictures | CachedPictures | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     forest_layout: ForestLayout | CachedRows | None = None,
@@ -260,7 +261,8 @@ def forest_attention(
         query: (1, heads, T, D) with a layout, or of the rows that are its queries; any batch without one.
         key: (1, key-value heads, T, D).
         value: the same shape.
-        attention_mask: ignored with a layout; without one, the mask of ordinary rows.
+        attention_mask: ignored with a layout, unless the keys are rows of pictures; without one, the mask of ordinary
+            rows.
         dropout: probability, while training.
         scaling: of the scores; 1 / sqrt(D) where None.
         forest_layout: who sees whom; None = ordinary rows (generation, the padded layout). With cached rows, a query
@@ -278,6 +280,10 @@ def forest_attention(
     for name in ("s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"attention over a forest cannot apply '{name}'")
+    if isinstance(attention_mask, SeenPictures | CachedPictures):
+        keep = isinstance(forest_layout, ForestLayout) and forest_layout.keep is not None
+        number = cast(int, module.layer_idx)
+        return attention_mask.attend(number, query, key, value, scaling=scaling, dropout=dropout, keep=keep), None
     if forest_layout is None:
         if softcap is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)

@@ -67,10 +67,10 @@ class CachedRows:
     """Keys and values of prompts and responses, and the layout of a row of newest tokens, one per response.
 
     Args:
-        prompts: keys (J, T, D) and values of each layer: all prompts one after another.
+        prompts: number and keys (J, T, D) and values of each layer: all prompts one after another.
         lengths: tokens of each prompt, at least one.
         owners: number of the prompt of each response (B), ascending.
-        capacity: most tokens of a response that will be cached (R).
+        capacity: most tokens of a response that will be cached (R); with 0 a response sees its prompt alone.
         parts: what the layers compute with.
 
     Attributes:
@@ -82,7 +82,7 @@ class CachedRows:
 
     def __init__(
         self,
-        prompts: Iterable[KeyValue],
+        prompts: Iterable[tuple[int, KeyValue]],
         lengths: Sequence[int],
         owners: Sequence[int],
         capacity: int,
@@ -91,27 +91,28 @@ class CachedRows:
         self.parts = parts or StepParts()
         self.num_new = 0
         self._lengths, self._owners = list(lengths), list(owners)
-        self._prompts: list[list[KeyValue]] = []
-        self._responses: list[KeyValue] = []
-        for keys, values in prompts:
+        self._prompts: dict[int, list[KeyValue]] = {}
+        self._responses: dict[int, KeyValue] = {}
+        for layer, (keys, values) in prompts:
             if not self._prompts:
                 self._device = keys.device
                 self._sizes = _block_sizes(lengths, keys[:, 0].nbytes + values[:, 0].nbytes, keys.device)
             blocks = (_in_blocks(x, lengths, self._sizes) for x in (keys, values))
-            self._prompts.append(list(zip(*blocks, strict=True)))
-            self._responses.append((_room(keys, len(owners), capacity), _room(values, len(owners), capacity)))
+            self._prompts[layer] = list(zip(*blocks, strict=True))
+            self._responses[layer] = (_room(keys, len(owners), capacity), _room(values, len(owners), capacity))
         self._place()
 
     @property
     def num_tokens(self) -> int:
         """Tokens that there is room for."""
-        keys = [self._responses[0][0], *(keys for keys, _ in self._prompts[0])]
+        first = next(iter(self._prompts))
+        keys = [self._responses[first][0], *(keys for keys, _ in self._prompts[first])]
         return sum(x.shape[0] * x.shape[2] for x in keys)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all that is cached."""
-        pairs = [*self._responses, *(block for blocks in self._prompts for block in blocks)]
+        pairs = [*self._responses.values(), *(block for blocks in self._prompts.values() for block in blocks)]
         return sum(x.nbytes for pair in pairs for x in pair)
 
     def positions(self) -> Tensor:
@@ -136,8 +137,8 @@ class CachedRows:
         self._owners = [staying.index(owner) for owner in owners]
         self._sizes = [len(block) for block in places if block]
         self._place()
-        for layer, (blocks, pair) in enumerate(zip(self._prompts, self._responses, strict=True)):
-            self._responses[layer] = _moved_up(pair, living, self.num_new)
+        for layer, blocks in self._prompts.items():
+            self._responses[layer] = _moved_up(self._responses[layer], living, self.num_new)
             moved = [_moved_up(block, stay) for block, stay in zip(blocks, places, strict=True) if stay]
             widths = [block.columns.stop - block.columns.start for block in self._blocks]
             self._prompts[layer] = [(k[:, :, -w:], v[:, :, -w:]) for (k, v), w in zip(moved, widths, strict=True)]
@@ -152,7 +153,7 @@ class CachedRows:
         window: int | None = None,
         softcap: float | None = None,
     ) -> Tensor:
-        """Output (1, B, J * G, D) of one layer; its keys and values join the cache.
+        """Output (1, B, J * G, D) of one layer; its keys and values join the cache where it made room for them.
 
         Args:
             layer: number of the layer.
@@ -164,7 +165,8 @@ class CachedRows:
             softcap: bound of the scores; None = off.
         """
         keys, values = (x[:, :, : self.num_new] for x in self._responses[layer])
-        keys[:, :, -1], values[:, :, -1] = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        if self.num_new:
+            keys[:, :, -1], values[:, :, -1] = key[0].transpose(0, 1), value[0].transpose(0, 1)
         query = query[0].transpose(0, 1).unflatten(1, (key.shape[1], -1))
         end, groups = self._width + self.num_new, query.shape[2]
         blocks = [

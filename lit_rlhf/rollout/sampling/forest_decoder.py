@@ -55,10 +55,13 @@ class ForestDecoder:
         self._ahead: list[int] = []
         seen = pictures or [()] * len(prompts)
         roots = [Segment(own, [False] * len(own), -1, shown) for own, shown in zip(prompts, seen, strict=True)]
+        self._prefilled: list[tuple[int, dict[str, Any]]] = []
         computed = [self._prefill(part) for part in _parts(roots)]
         rows = torch.tensor(owners, device=self._device)
         self.states = torch.cat([states for states, _ in computed])[rows]
         self._offsets = torch.tensor(self._ahead, device=self._device)[rows]
+        self._looking = backbone.eyes.looking(self._prefilled, owners) if any(seen) else None
+        self._prefilled.clear()
         layers = _by_layer([kept for _, kept in computed])
         self.cache = CachedRows(layers, [len(prompt) for prompt in prompts], owners, capacity, parts)
 
@@ -69,6 +72,8 @@ class ForestDecoder:
             living: their places, ascending.
         """
         self.cache.keep(living)
+        if self._looking is not None:
+            self._looking.keep(living)
         rows = torch.tensor(living, device=self._device)
         self.states, self._offsets = self.states[rows], self._offsets[rows]
 
@@ -77,6 +82,7 @@ class ForestDecoder:
         self.cache.advance()
         positions = self.cache.positions() + self._offsets
         inputs = {"input_ids": tokens[None], "position_ids": positions[None]}
+        inputs |= {} if self._looking is None else self._looking.inputs()
         self.states = self._forward(inputs, self.cache)
 
     def _prefill(self, prompts: Sequence[Segment]) -> tuple[Tensor, dict[int, KeyValue]]:
@@ -87,9 +93,11 @@ class ForestDecoder:
         kept: dict[int, KeyValue] = {}
         layout = ForestLayout(forest, read="ends", keep=lambda layer, k, v: kept.update({layer: (k[0], v[0])}))
         with torch.set_grad_enabled(self._begun is not None):
-            states = layout.states_at(last, self._forward(self._backbone.decoder_inputs(forest), layout))
+            inputs = self._backbone.decoder_inputs(forest)
+            states = layout.states_at(last, self._forward(inputs, layout))
             if self._begun is not None:
                 self._begun.add([prompt.tokens for prompt in prompts], states, kept)
+        self._prefilled.append((len(prompts), inputs))
         return states.detach(), {layer: (keys.detach(), values.detach()) for layer, (keys, values) in kept.items()}
 
     def _forward(self, inputs: dict[str, Any], layout: ForestLayout | CachedRows) -> Tensor:
@@ -113,8 +121,8 @@ def _parts(prompts: Sequence[Segment]) -> Iterator[list[Segment]]:
     yield part
 
 
-def _by_layer(parts: list[dict[int, KeyValue]]) -> Iterator[KeyValue]:
-    """Keys and values of each layer over all parts; what is handed on is let go."""
+def _by_layer(parts: list[dict[int, KeyValue]]) -> Iterator[tuple[int, KeyValue]]:
+    """Number, keys and values of each layer over all parts; what is handed on is let go."""
     for layer in sorted(parts[0]):
         keys, values = zip(*(part.pop(layer) for part in parts), strict=True)
-        yield torch.cat(keys, dim=1), torch.cat(values, dim=1)
+        yield layer, (torch.cat(keys, dim=1), torch.cat(values, dim=1))

@@ -41,10 +41,12 @@ class PaddedDecoder:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         self._mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
         self._positions = lengths - 1
+        self._shown: dict[str, Tensor] = {}  # beside each token that follows, by row
         positions = (self._mask.cumsum(1) - 1).clamp_(min=0)
         if seen := [picture for own in pictures for picture in own]:
             options = {"past_key_values": self._cache, "use_cache": True}
             self.states = backbone.eyes.own_forward(tokens, self._mask, positions, seen, **options)[:, -1]
+            self._shown = backbone.eyes.shown_after(tokens, self._mask, seen)
             roots = zip(prompts, pictures, strict=True)
             forest = Forest.pack([Segment(own, [False] * len(own), -1, shown)] for own, shown in roots)
             self._positions = self._positions + torch.tensor(backbone.eyes.ahead(forest), device=device)
@@ -57,6 +59,7 @@ class PaddedDecoder:
         rows = torch.tensor(living, device=self.states.device)
         self._cache.batch_select_indices(rows)
         self._mask, self._positions, self.states = self._mask[rows], self._positions[rows], self.states[rows]
+        self._shown = {name: x[rows] for name, x in self._shown.items()}
         return living
 
     def step(self, tokens: Tensor) -> None:
@@ -77,9 +80,11 @@ class PaddedDecoder:
             number: of tokens, less than any row has; maybe none.
 
         Returns:
-            Whether that can be: what slid out of a window does not come back, and layers with a state, such as linear
-            attention, take one token at a time.
+            Whether that can be: what slid out of a window does not come back, layers with a state, such as linear
+            attention, take one token at a time, and of layers that look at pictures the cache holds no tokens.
         """
+        if number and self._shown:
+            return False
         kinds = {type(layer) for layer in self._cache.layers}
         if not kinds <= ({DynamicLayer} if number else {DynamicLayer, DynamicSlidingWindowLayer}):
             return False
@@ -96,4 +101,5 @@ class PaddedDecoder:
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
+            **self._shown,
         ).last_hidden_state[:, -1]

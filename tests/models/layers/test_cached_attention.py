@@ -28,7 +28,7 @@ class Rows:
         self.alone = [
             [[x.split(lengths, 1)[owner] for x in pair] for owner in owners] for pair in layers
         ]  # by layer, row: keys and values (J, K, D)
-        self.cache = CachedRows(layers, lengths, owners, CAPACITY)
+        self.cache = CachedRows(enumerate(layers), lengths, owners, CAPACITY)
 
     def random(self, *shape):
         return torch.randn(*shape, generator=self.generator)
@@ -117,7 +117,7 @@ def test_what_a_row_does_not_see_adds_nothing(dtype):
     """Beside a prompt whose values are huge, in the type of the model."""
     keys, values = torch.randn(2, HEADS, sum(LENGTHS), SIZE, dtype=dtype)
     values[:, :5] = 1e6
-    cache = CachedRows([(keys, values)], LENGTHS, (0, 1, 2), CAPACITY)
+    cache = CachedRows([(0, (keys, values))], LENGTHS, (0, 1, 2), CAPACITY)
     cache.advance()
     query, key, value = (torch.randn(1, heads, 3, SIZE, dtype=dtype) for heads in (GROUPS * HEADS, HEADS, HEADS))
     output = cache.attend(0, query, key, value)
