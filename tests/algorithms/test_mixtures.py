@@ -230,3 +230,29 @@ def test_pairs_are_not_replayed(make_policy, mixture):
             sampling={"num_responses": 2},
             updates=UpdateOptions(routing="replay"),
         )
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_half_precision(balanced, make_batches, fit, precision, quantization):
+    """The numbers of full precision, but for what bfloat16 rounds."""
+    half, full = (
+        fit(balanced(DPOModule, lr=0.01, quantization=quantization), make_batches(16, 8, 60), precision=name).logger
+        for name in (precision, "32-true")
+    )
+    for name in ("train/loss", "train/router/aux_loss"):
+        assert half.column(name) == pytest.approx(full.column(name), rel=0.03)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_rollouts_in_half_precision(make_policy, mixture, make_prompts, fit, precision):
+    module = make_policy(
+        kind=PPOModule,
+        backbone={"name_or_path": mixture, "train_router": True, "router_aux_loss_coef": 0.5},
+        lora=STARTED,
+        updates=UpdateOptions(token_budget=60, num_epochs=1, routing="replay"),
+        lr=0.01,
+    )
+    columns = router_columns(fit(module, make_prompts(4, 4), precision=precision))
+    assert 1.9 < columns["aux_loss"][-1] < 3.0
+    assert columns["mismatch"][0] < 0.2
