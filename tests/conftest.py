@@ -195,3 +195,11 @@ def tiny_qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_vision import make_qwen2_vl
 
     return make_qwen2_vl(tmp_path_factory.mktemp("tiny_qwen2_vl"))
+
+
+@pytest.fixture(scope="session")
+def tiny_mllama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama 3.2 Vision: one image token for each picture. Do not write to it."""
+    from tests.tiny_vision import make_mllama
+
+    return make_mllama(tmp_path_factory.mktemp("tiny_mllama"))

@@ -1,8 +1,8 @@
 """Folders of tiny random models that look at pictures: weights, tokenizer, chat template and processor, no network.
 
-``make_llava(folder)`` builds a LLaVA (CLIP of two layers, Llama of two layers), ``make_qwen2_vl(folder)`` a Qwen2-VL;
-both take further keys for the configuration of the language model. ``draw(file, size, colour)`` writes a picture.
-Neither needs torchvision: pictures are prepared by PIL.
+``make_llava(folder)`` builds a LLaVA (CLIP of two layers, Llama of two layers), ``make_qwen2_vl(folder)`` a Qwen2-VL,
+``make_mllama(folder)`` a Llama 3.2 Vision; all take further keys for the configuration of the language model.
+``draw(file, size, colour)`` writes a picture. None needs torchvision: pictures are prepared by PIL.
 """
 
 from __future__ import annotations
@@ -105,6 +105,34 @@ def make_qwen2_vl(folder: Path, seed: int = 0, **changes: Any) -> Path:
     return _saved(Qwen2VLForConditionalGeneration, config, images, folder, seed)
 
 
+def make_mllama(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Build a Llama 3.2 Vision for up to two tiles of 32 x 32 in patches of 8: one image token for each picture.
+
+    Args:
+        folder: to build it in; made if need be.
+        seed: of the weights.
+        changes: keys of its text configuration.
+    """
+    from transformers import MllamaConfig, MllamaForConditionalGeneration, MllamaProcessor
+    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+    template = LLAVA_TEMPLATE.replace("<image>", "<|image|>")
+    tokenizer = make_tokenizer(["<|system|>", "<|user|>", "<|assistant|>"], "</s>", template)
+    text = {**_text_keys(tokenizer), "num_hidden_layers": 3, "cross_attention_layers": [1], **changes}
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})  # behind what the head can say
+    images = MllamaImageProcessorPil(size={"height": 32, "width": 32}, max_image_tiles=2)
+    processor = MllamaProcessor(images, tokenizer, chat_template=template)
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_global_layers": 1}
+    vision |= {"attention_heads": 4, "image_size": 32, "patch_size": 8, "vision_output_dim": 64, "max_num_tiles": 2}
+    vision |= {"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]]}
+    config = MllamaConfig(
+        vision_config=vision,
+        text_config={**text, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        image_token_index=tokenizer.convert_tokens_to_ids("<|image|>"),
+    )
+    return _saved(MllamaForConditionalGeneration, config, processor, folder, seed)
+
+
 def make_tokenizer(special: Sequence[str], eos: str, chat_template: str) -> PreTrainedTokenizerFast:
     """A byte-level BPE of about 320 tokens that adds <s> before a text.
 
@@ -163,5 +191,8 @@ def _saved(model: Any, config: Any, processor: Any, folder: Path, seed: int) -> 
         for parameter in built.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.15)
+        for name, parameter in built.named_parameters():
+            if parameter.ndim == 1 and "gate" in name:  # at the start those of Llama 3.2 Vision shut pictures out
+                torch.nn.init.constant_(parameter, 0.7)
         built.save_pretrained(folder)
     return folder

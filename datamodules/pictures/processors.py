@@ -3,8 +3,8 @@
 Processors of transformers prepare pictures and spell out, in place of a mark such as ``<image>``, as many image tokens
 as the tower gives features. All is asked of the processor itself, one picture at a time. Those of the Qwen-VL family
 cannot be loaded without torchvision, which their part for films needs; their pictures tell by their grid how many
-tokens they are. Pictures are always prepared by PIL: torchvision is neither needed nor used, so numbers are alike
-everywhere.
+tokens they are. Text that attends to pictures, as that of Llama 3.2 Vision does, has one token for each, whatever its
+tiles. Pictures are always prepared by PIL: torchvision is neither needed nor used, so numbers are alike everywhere.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ Spelled = tuple[dict[str, Tensor], list[int]]
 
 _FILES = ("processor_config.json", "preprocessor_config.json")
 _OF_TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
+_OF_TILES = {"pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"}
 _OF_GRIDS = {"<|image_pad|>": "<|vision_start|><|image_pad|><|vision_end|>", "<|image|>": "<|image|>"}
 """Marks of processors that tell tokens by grids, and how they are written where no chat template writes them."""
 
@@ -34,7 +35,7 @@ class PictureProcessor:
     """Makes pictures what one model takes.
 
     Args:
-        processor: of the model, or its part for images where pictures tell their tokens by a grid.
+        processor: of the model, or its part for images where pictures tell their tokens by themselves.
         tokenizer: of the data.
 
     Attributes:
@@ -56,6 +57,9 @@ class PictureProcessor:
             self.mark = next((mark for mark in _OF_GRIDS if mark in vocabulary), next(iter(_OF_GRIDS)))
             self.spelled = _OF_GRIDS[self.mark]
             self._spell = lambda image: _by_grid(images, self.mark_id, image)
+        elif "aspect_ratio_ids" in images.model_input_names:
+            self.mark = self.spelled = "<|image|>"
+            self._spell = lambda image: _by_tiles(images, self.mark_id, image)
         elif images is not processor:
             self.mark = self.spelled = _mark_of(processor)
             self._spell = lambda image: _by_processor(processor, self.mark, image)
@@ -111,11 +115,14 @@ def load_processor(name: str, tokenizer: PreTrainedTokenizerBase) -> PictureProc
 
     try:
         images: Any = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
-        if "image_grid_thw" not in images.model_input_names:
+        if not {"image_grid_thw", "aspect_ratio_ids"} & set(images.model_input_names):
             images = AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
     except (ImportError, OSError, ValueError) as error:
         if "torchvision" in str(error).lower():
-            raise ValueError(f"the processor of {name!r} needs torchvision, which is not used here") from error
+            raise ValueError(
+                f"the processor of {name!r} needs torchvision, which is not installed: install it, or set data.images "
+                "to ignore"
+            ) from error
         raise ValueError(f"{name!r} holds no processor of pictures: {_line(error)}") from error
     return PictureProcessor(images, tokenizer)
 
@@ -147,6 +154,12 @@ def _by_grid(processor: Any, mark_id: int, image: Image) -> Spelled:
     made = dict(processor(images=[image], return_tensors="pt"))
     num_tokens = int(made["image_grid_thw"].prod()) // processor.merge_size**2
     return made, [mark_id] * num_tokens
+
+
+def _by_tiles(processor: Any, mark_id: int, image: Image) -> Spelled:
+    """One token, whatever tiles the picture is cut into."""
+    made = dict(processor(images=[image], return_tensors="pt"))
+    return {name: value for name, value in made.items() if name in _OF_TILES}, [mark_id]
 
 
 def _digest(inputs: dict[str, Tensor], ids: list[int]) -> str:

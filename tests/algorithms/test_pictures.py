@@ -69,6 +69,7 @@ def rollout_options(folder, **options):
 CUTS = {
     "tiny_llava": [("forest", 4096, 8), ("forest", 40, 8), ("forest", 60, 4)],
     "tiny_qwen2_vl": [("forest", 4096, 8), ("sdpa", 100, 8), ("forest", 40, 4)],
+    "tiny_mllama": [("forest", 4096, 8), ("sdpa", 60, 8), ("forest", 40, 4)],
 }
 """Layouts, token budgets and rows per batch that come to the same; the last of them accumulates gradients."""
 
@@ -126,14 +127,19 @@ def test_resumed_equals_unbroken(tiny_llava, make_trainer, tmp_path):
         assert torch.equal(parameter, dict(again.named_parameters())[name]), name
 
 
-@pytest.mark.parametrize("critic", ["adapter", "shared", "model"])
-def test_ppo_sends_a_picture_through_the_tower_once_an_iteration(critic, tiny_llava, make_trainer, trained_weights):
+@pytest.mark.parametrize(
+    ("critic", "folder"), [*((kind, "tiny_llava") for kind in ("adapter", "shared", "model")), ("adapter", "tiny_mllama")]
+)
+def test_ppo_sends_a_picture_through_the_tower_once_an_iteration(
+    critic, folder, request, make_trainer, trained_weights
+):
+    folder = request.getfixturevalue(folder)
     updates = UpdateOptions(num_epochs=2, num_minibatches=2)
-    options = rollout_options(tiny_llava, num_responses=2)
-    module = build(lit_rlhf.PPOModule, tiny_llava, critic=CriticOptions(kind=critic), updates=updates, **options)
+    options = rollout_options(folder, num_responses=2)
+    module = build(lit_rlhf.PPOModule, folder, critic=CriticOptions(kind=critic), updates=updates, **options)
     before = trained_weights(module)
     trainer = make_trainer(max_epochs=2)
-    trainer.fit(module, prompts(tiny_llava))
+    trainer.fit(module, prompts(folder))
     backbone = module.model.backbone
     assert backbone.eyes.num_passes == sum(NUM_PICTURES)  # drawn, measured, learnt from, in two iterations
     if critic == "model":
@@ -153,21 +159,26 @@ def test_what_learns_from_rollouts(name, tiny_qwen2_vl, make_trainer, trained_we
     assert abs(trainer.logger.column("rollout/sampler_kl")[0]) < 1e-5  # drawn as it is measured
 
 
-def test_responses_drawn_by_generate_are_learnt_from(tiny_qwen2_vl, make_trainer):
-    options = {**rollout_options(tiny_qwen2_vl), "sampler": GenerateSampler()}
-    module = build(lit_rlhf.REINFORCEModule, tiny_qwen2_vl, **options)
+@pytest.mark.parametrize("folder", ["tiny_qwen2_vl", "tiny_mllama"])
+def test_responses_drawn_by_generate_are_learnt_from(folder, request, make_trainer):
+    folder = request.getfixturevalue(folder)
+    options = {**rollout_options(folder), "sampler": GenerateSampler()}
+    module = build(lit_rlhf.REINFORCEModule, folder, **options)
     trainer = make_trainer()
-    trainer.fit(module, prompts(tiny_qwen2_vl))
+    trainer.fit(module, prompts(folder))
     assert abs(trainer.logger.column("rollout/sampler_kl")[0]) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["SFTModule", "RewardModule"])
-def test_what_learns_from_texts(kind, tiny_llava, make_trainer):
-    module = build(getattr(lit_rlhf, kind), tiny_llava, lr=5e-3, optimizer=torch.optim.AdamW)
-    data = preferences(tiny_llava, batch_size=8)
+@pytest.mark.parametrize(
+    ("kind", "folder"), [("SFTModule", "tiny_llava"), ("RewardModule", "tiny_llava"), ("RewardModule", "tiny_mllama")]
+)
+def test_what_learns_from_texts(kind, folder, request, make_trainer):
+    folder = request.getfixturevalue(folder)
+    module = build(getattr(lit_rlhf, kind), folder, lr=5e-3, optimizer=torch.optim.AdamW)
+    data = preferences(folder, batch_size=8)
     if kind == "SFTModule":
         texts = rows(lambda one, other: {"response": f" It is {one}."})
-        data = SFTDataModule(train=texts, tokenizer=str(tiny_llava), batch_size=8, shuffle_buffer=0)
+        data = SFTDataModule(train=texts, tokenizer=str(folder), batch_size=8, shuffle_buffer=0)
     trainer = make_trainer(max_epochs=15)
     trainer.fit(module, data)
     losses = trainer.logger.column("train/loss")

@@ -128,8 +128,11 @@ class SeenPictures:
                 continue
             keys, values = (_cut(x, spans) for x in (key, value))
             grouped = query.shape[1] != key.shape[1]
-            options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": grouped}
-            outputs.append(scaled_dot_product_attention(asked, keys, values, **options))
+            outputs.append(
+                scaled_dot_product_attention(
+                    asked, keys, values, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+                )
+            )
         return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
     @property

@@ -57,6 +57,10 @@ class CrossVision(Vision):
     def _core(self) -> MllamaModel:
         return cast(MllamaModel, self.model.base_model)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return cast(Tensor, self.model.get_input_embeddings().weight).dtype
+
     def decoder_inputs(self, forest: Forest) -> dict[str, Any]:
         """What the decoder is given for a forest with pictures; see :class:`Vision`."""
         texts = self._trees(forest)
@@ -145,7 +149,7 @@ class CrossVision(Vision):
             looks: who sees what of them.
             is_seeing: (B, W) bool, whether what layers that look add behind their attention counts.
         """
-        dtype = self.model.get_input_embeddings().weight.dtype
+        dtype = self._dtype
         return {
             "cross_attention_states": None if states is None else states.to(dtype),
             "cross_attention_mask": looks,
@@ -211,9 +215,8 @@ class CrossVision(Vision):
                 for number in sight.pictures:
                     begin = number * num_rows
                     row_sees[place, begin : begin + self._num_rows(row.pictures[number], sight)] = True
-        dtype = self.model.get_input_embeddings().weight.dtype
-        additive = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
-        return additive.masked_fill_(~sees, torch.finfo(dtype).min)[:, None], is_seeing
+        additive = torch.zeros(sees.shape, dtype=self._dtype, device=sees.device)
+        return additive.masked_fill_(~sees, torch.finfo(self._dtype).min)[:, None], is_seeing
 
 
 class _Looking:

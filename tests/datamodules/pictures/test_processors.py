@@ -55,6 +55,23 @@ def test_qwen_takes_what_its_own_processor_gives(tiny_qwen2_vl):
     assert len(ids) == picture.num_tokens == time * height * width // 4
 
 
+@pytest.mark.parametrize("size", [(30, 28), (60, 20), (20, 60)])
+def test_llama_3_2_vision_takes_what_its_own_processor_gives(tiny_mllama, size):
+    """Beside the text's own token that is one token of it, the beginning of a text not among them."""
+    image = NOISE.resize(size)
+    picture, ids = loaded(tiny_mllama)(image)
+    own = AutoProcessor.from_pretrained(tiny_mllama, backend="pil")
+    theirs = own(images=[image], text=["<|image|>What?"], add_special_tokens=False, return_tensors="pt")
+    assert set(picture.inputs) == {"pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"}
+    for name, value in picture.inputs.items():
+        assert torch.equal(value, theirs[name]), name
+    assert picture.inputs["aspect_ratio_mask"].sum() == 1 + int(size != (30, 28))
+    assert ids == [own.image_token_id]
+    assert picture.num_tokens == 1
+    whole = PictureProcessor(own, AutoTokenizer.from_pretrained(tiny_mllama))
+    assert whole(image)[0].digest == picture.digest
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("model", ["tiny_llava", "tiny_qwen2_vl"])
 def test_there_is_a_token_for_every_feature(request, model, size):
@@ -140,10 +157,10 @@ def test_a_folder_without_a_processor_is_refused(tmp_path, tiny_llama, tiny_toke
 
 def test_what_only_torchvision_can_prepare_is_refused(tmp_path, tiny_tokenizer):
     (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "Llama4ImageProcessor"}')
-    with pytest.raises(ValueError, match="needs torchvision, which is not used here"):
+    with pytest.raises(ValueError, match="needs torchvision, which is not installed: install it"):
         load_processor(str(tmp_path), tiny_tokenizer)
 
 
-def test_torchvision_is_never_imported(tiny_llava, tiny_qwen2_vl):
-    loaded(tiny_llava)(NOISE), loaded(tiny_qwen2_vl)(NOISE)
+def test_torchvision_is_never_imported(tiny_llava, tiny_qwen2_vl, tiny_mllama):
+    loaded(tiny_llava)(NOISE), loaded(tiny_qwen2_vl)(NOISE), loaded(tiny_mllama)(NOISE)
     assert "torchvision" not in sys.modules

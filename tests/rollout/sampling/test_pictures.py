@@ -20,7 +20,7 @@ def make_prompt(tokens, row="rows.jsonl:0", pictures=()):
 
 
 @pytest.mark.parametrize("attention", ["forest", "sdpa"])
-@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", "qwen3_vl", "mllama"])
 def test_prompts_with_pictures(kind, attention, make_request, tmp_path):
     """Greedy answers and log-probabilities are those of the plain model; prompts that differ in a picture are two."""
     folder = make_seeing(kind, tmp_path)
@@ -40,7 +40,8 @@ def test_prompts_with_pictures(kind, attention, make_request, tmp_path):
             row = row_logits(plain, [*prompt.tokens, *response], prompt.pictures)[len(prompt.tokens) - 1 : -1]
         logprobs = torch.log_softmax(row, -1)[torch.arange(len(response)), response]
         torch.testing.assert_close(found[mask], logprobs, rtol=0, atol=2e-5)
-        drawable = row.index_fill(1, torch.tensor([image]), -torch.inf)[:, : len(request.tokenizer)]
+        drawable = row.clone()[:, : len(request.tokenizer)]
+        drawable[:, image : image + 1] = -torch.inf  # that of Llama 3.2 Vision lies outside of the head
         assert response == drawable.argmax(-1).tolist()
     assert rollouts.tokens[0].tolist() != rollouts.tokens[2].tolist()
     if attention == "forest":
