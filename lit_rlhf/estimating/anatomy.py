@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Pret
 
 from lit_rlhf.models import adapters
 from lit_rlhf.models.layers.fused import fuse
+from lit_rlhf.models.loading import name_decoder
 from lit_rlhf.models.moe.four_bit import expert_parameters
 from lit_rlhf.models.options import LoraOptions
 from lit_rlhf.models.vision import is_seeing, parts_beside_decoder
@@ -89,10 +90,14 @@ def blank_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel
     kind: Any = AutoModelForImageTextToText if is_seeing(config) else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return kind.from_config(deepcopy(config), dtype=dtype, attn_implementation=attention)
+            model = cast(
+                PreTrainedModel, kind.from_config(deepcopy(config), dtype=dtype, attn_implementation=attention)
+            )
     except (ValueError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"model_type '{config.model_type}' cannot be estimated: {reason}") from None
+    name_decoder(model)
+    return model
 
 
 def anatomy(config: PretrainedConfig, dtype: str = "auto") -> Anatomy:

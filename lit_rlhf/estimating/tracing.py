@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from lit_rlhf.models.layers.attention import FOREST_ATTENTION, ForestLayout
 from lit_rlhf.models.layout import set_attention
+from lit_rlhf.models.vision import is_seeing, open_eyes
 from lit_rlhf.types import Forest
 
 
@@ -160,6 +161,7 @@ def _measure(
                     attention_mask=mask,
                     use_cache=False,
                     forest_layout=ForestLayout(forest),
+                    **(open_eyes(base).blank_inputs(forest) if is_seeing(base.config) else {}),
                 ).last_hidden_state
             kept, forward = live.now, live.peak
             live.mark()

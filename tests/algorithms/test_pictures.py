@@ -128,7 +128,8 @@ def test_resumed_equals_unbroken(tiny_llava, make_trainer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("critic", "folder"), [*((kind, "tiny_llava") for kind in ("adapter", "shared", "model")), ("adapter", "tiny_mllama")]
+    ("critic", "folder"),
+    [*((kind, "tiny_llava") for kind in ("adapter", "shared", "model")), ("adapter", "tiny_mllama")],
 )
 def test_ppo_sends_a_picture_through_the_tower_once_an_iteration(
     critic, folder, request, make_trainer, trained_weights

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
 from lit_rlhf.estimating.anatomy import blank_model, decoder_layers
 from lit_rlhf.estimating.tracing import Live, trace_layers
 from lit_rlhf.types import Forest, Segment
+from tests.tiny_pictures import make_seeing
 
 ROW = Forest.pack([[Segment([0] * 64, [False] * 64)]])
 
@@ -37,6 +38,14 @@ def test_layers_cost_the_same_however_many_there_are(llama: LlamaConfig):
     assert few is not None
     # At the least its input, the normed copies of it, what attention reads, and the MLP's width four times.
     assert few.kept > 4 * (4 * 128 + 2 * 128 + 2 * 64 + 4 * 352)
+
+
+def test_layers_that_look_at_pictures_are_counted_too(tmp_path):
+    config = AutoConfig.from_pretrained(make_seeing("mllama", tmp_path))
+    found = trace_layers(lambda: blank_model(config, torch.float32).requires_grad_(True), decoder_layers, ROW)
+    assert found is not None
+    # At the least its input, two normed copies of it, queries and what they get, and the MLP's width three times.
+    assert found.kept > 4 * (5 * 64 + 3 * 128)
 
 
 def test_what_depends_on_numbers_is_not_counted(llama: LlamaConfig):

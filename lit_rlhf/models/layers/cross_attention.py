@@ -129,9 +129,7 @@ class SeenPictures:
             keys, values = (_cut(x, spans) for x in (key, value))
             grouped = query.shape[1] != key.shape[1]
             outputs.append(
-                scaled_dot_product_attention(
-                    asked, keys, values, dropout_p=dropout, scale=scaling, enable_gqa=grouped
-                )
+                scaled_dot_product_attention(asked, keys, values, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
             )
         return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 

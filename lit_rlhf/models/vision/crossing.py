@@ -58,6 +58,11 @@ class CrossVision(Vision):
         return cast(MllamaModel, self.model.base_model)
 
     @property
+    def blank(self) -> Tensor:
+        """(1, 1, H) of zeros, in place of pictures."""
+        return torch.zeros(1, 1, self.model.config.get_text_config().hidden_size, device=self.model.device)
+
+    @property
     def _dtype(self) -> torch.dtype:
         return cast(Tensor, self.model.get_input_embeddings().weight).dtype
 
@@ -110,8 +115,12 @@ class CrossVision(Vision):
     def shown_after(self, tokens: Tensor, mask: Tensor, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """What the decoder is given beside tokens that follow padded rows; see :class:`Vision`."""
         sees, is_seeing = self._masks(tokens, self._rows(tokens, mask, pictures))
-        inputs = self.beside(None, sees[:, :, -1:], is_seeing[:, -1:])
-        return {name: x for name, x in inputs.items() if x is not None}  # the states are in the model's own cache
+        return self.beside(None, sees[:, :, -1:], is_seeing[:, -1:])  # the states are in the model's own cache
+
+    def blank_inputs(self, forest: Forest) -> dict[str, Any]:
+        """What the decoder is given for layers that look to compute without a picture; see :class:`Vision`."""
+        looks = SeenPictures([Stretch(0, forest.num_tokens, ((0, 1),))], [])
+        return self.beside(self.blank, looks, torch.ones_like(forest.tokens, dtype=torch.bool)[None])
 
     def together(self, pictures: Sequence[Sequence[Picture]]) -> list[list[int]]:
         """Numbers of the rows that have the same number of pictures; see :class:`Vision`."""
@@ -145,16 +154,13 @@ class CrossVision(Vision):
         """What the decoder is given beside tokens.
 
         Args:
-            states: (B, K, H) of pictures.
+            states: (B, K, H) of pictures; None = keys and values of them are known.
             looks: who sees what of them.
             is_seeing: (B, W) bool, whether what layers that look add behind their attention counts.
         """
-        dtype = self._dtype
-        return {
-            "cross_attention_states": None if states is None else states.to(dtype),
-            "cross_attention_mask": looks,
-            "full_text_row_masked_out_mask": is_seeing.to(dtype)[:, None, :, None],
-        }
+        counts = is_seeing.to(self._dtype)[:, None, :, None]
+        inputs = {"cross_attention_mask": looks, "full_text_row_masked_out_mask": counts}
+        return inputs if states is None else {**inputs, "cross_attention_states": states.to(self._dtype)}
 
     def _through_tower(self, pictures: Sequence[Picture]) -> list[Features]:
         seen = self._core.vision_model(**self._on_device(beside_one_another(pictures))).last_hidden_state
@@ -232,9 +238,7 @@ class _Looking:
         self._eyes = eyes
         self._pictures = CachedPictures(seen, owners)
         ends = [spans for one in seen for spans in (one.ends if isinstance(one, SeenPictures) else [()] * one)]
-        device = eyes.model.device
-        self._is_seeing = torch.tensor([bool(ends[owner]) for owner in owners], device=device)
-        self._nothing = torch.zeros(1, 1, eyes.model.config.get_text_config().hidden_size, device=device)
+        self._is_seeing = torch.tensor([bool(ends[owner]) for owner in owners], device=eyes.model.device)
 
     def keep(self, living: Sequence[int]) -> None:
         """Go on with the responses at these places alone, ascending."""
@@ -243,7 +247,7 @@ class _Looking:
 
     def inputs(self) -> dict[str, Any]:
         """What the decoder is given beside the newest tokens: nothing in place of pictures, which are in the cache."""
-        return self._eyes.beside(self._nothing, self._pictures, self._is_seeing[None])
+        return self._eyes.beside(self._eyes.blank, self._pictures, self._is_seeing[None])
 
 
 def _is_seeing(sight: Sight) -> bool:

@@ -156,6 +156,10 @@ class Vision(ABC):
         """
         return {}
 
+    def blank_inputs(self, forest: Forest) -> dict[str, Any]:
+        """What the decoder is given beside a forest for all of its layers to compute, where there is no picture."""
+        return {}
+
     def features(self, pictures: Sequence[Picture]) -> list[Features]:
         """The rows of pictures: with their gradient where tower or projector is trained, else kept for the next time.
 

@@ -104,14 +104,6 @@ def test_text_alone_is_a_forest_too(look, own):
     assert backbone.eyes.num_passes == 0
 
 
-def test_four_bits_leave_the_tower_and_the_projector_as_they_are(look):
-    backbone = look("mllama", quantization="nf4", reference="none")
-    kinds = {name: type(part).__name__ for name, part in backbone.base.named_modules() if "Linear" in str(type(part))}
-    assert all(("4bit" in kind) == ("language_model" in name) for name, kind in kinds.items() if "lora" not in name)
-    backbone.token_logprobs(seeing_forest(backbone.base)).logprobs.sum().backward()
-    assert backbone.picture_layout == "forest"
-
-
 def test_what_the_model_generates_for_rows_that_fit_together_is_what_it_says_of_each(look, own):
     """Rows with one, two and no pictures, each greedily as alone."""
     backbone, plain = look("mllama"), own("mllama")

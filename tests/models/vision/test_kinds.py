@@ -28,10 +28,17 @@ def test_what_reads_both_ways_is_refused_before_it_is_loaded(tmp_path):
         load_causal_lm(BackboneConfig(str(tmp_path)))
 
 
-def test_four_bits_leave_tower_and_projector_as_they_are(look):
-    backbone = look(quantization="nf4", reference="none")
-    kinds = {name: type(part).__name__ for name, part in backbone.base.named_modules() if "Linear" in str(type(part))}
-    assert all(("4bit" in kind) == ("language_model" in name) for name, kind in kinds.items() if "lora" not in name)
-    forest = seeing_forest(backbone.base)
-    backbone.token_logprobs(forest).logprobs.sum().backward()
-    assert backbone.picture_layout == "forest"
+@pytest.mark.parametrize("kind", ["llava", "llama4", "mllama"])
+def test_four_bits_leave_tower_and_projector_as_they_are(kind, look):
+    """And adapters land on the decoder, what looks at pictures in it among them."""
+    backbone = look(kind, quantization="nf4", reference="none")
+    head = backbone.base.get_output_embeddings()
+    places = {name: part for name, part in backbone.base.named_modules() if "Linear" in type(part).__name__}
+    for name, part in places.items():
+        is_inside = "language_model" in name and part is not head
+        assert "lora" in name or ("4bit" in type(part).__name__) == is_inside, name
+    trained = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
+    assert all("language_model" in name and "lm_head" not in name for name in trained)
+    assert any("cross_attn.v_proj" in name for name in trained) == (kind == "mllama")
+    backbone.token_logprobs(seeing_forest(backbone.base)).logprobs.sum().backward()
+    assert backbone.picture_layout == ("padded" if kind == "llama4" else "forest")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from itertools import product
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
@@ -11,6 +14,7 @@ from lit_rlhf.models.options import BackboneConfig
 from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
 from lit_rlhf.rollout.sampling.continuous_sampler import ContinuousSampler
 from lit_rlhf.rollout.sampling.generate_sampler import GenerateSampler
+from lit_rlhf.rollout.sampling.token_stream import StreamOptions, TokenStream
 from lit_rlhf.types import Prompt
 from tests.tiny_pictures import make_seeing, picture_for, row_logits, seeing_segment
 
@@ -19,8 +23,10 @@ def make_prompt(tokens, row="rows.jsonl:0", pictures=()):
     return Prompt(tuple(tokens), "", (), {}, row, "rows", pictures)
 
 
-@pytest.mark.parametrize("attention", ["forest", "sdpa"])
-@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", "qwen3_vl", "mllama"])
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [*product(("llava", "qwen2_vl", "qwen3_vl", "mllama"), ("forest", "sdpa")), ("llama4", "auto")],
+)
 def test_prompts_with_pictures(kind, attention, make_request, tmp_path):
     """Greedy answers and log-probabilities are those of the plain model; prompts that differ in a picture are two."""
     folder = make_seeing(kind, tmp_path)
@@ -46,6 +52,45 @@ def test_prompts_with_pictures(kind, attention, make_request, tmp_path):
     assert rollouts.tokens[0].tolist() != rollouts.tokens[2].tolist()
     if attention == "forest":
         assert backbone.eyes.num_passes == 4
+
+
+@pytest.mark.parametrize("attention", ["forest", "sdpa"])
+def test_text_alone_of_a_model_whose_layers_look(attention, make_request, tmp_path):
+    """Those layers are left out."""
+    folder = make_seeing("mllama", tmp_path)
+    backbone = build_backbone(BackboneConfig(str(folder), attention=attention), reference="none")
+    plain = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
+    prompts = [make_prompt([40, 41, 42]), make_prompt([50, 51])]
+    request = make_request(prompts=prompts, num_responses=2, temperature=0.0, max_new_tokens=5, stop_tokens=[2])
+    rollouts = CachedSampler()(backbone, request)
+    for prompt, ids, mask in zip(rollouts.prompts, rollouts.tokens, rollouts.response_mask, strict=True):
+        response = ids[mask].tolist()
+        with torch.no_grad():
+            row = row_logits(plain, [*prompt.tokens, *response], ())[len(prompt.tokens) - 1 : -1]
+        assert response == row[:, : len(request.tokenizer)].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "mllama"])
+def test_a_conversation_about_pictures(kind, tmp_path):
+    """What is kept of the turns before, and what is computed anew, comes to the same as the plain model."""
+    folder = make_seeing(kind, tmp_path)
+    backbone = build_backbone(BackboneConfig(str(folder)), reference="none")
+    plain = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
+    stream, shown = TokenStream(backbone, nullcontext), seeing_segment(plain, (0, 1), 40)
+    options = StreamOptions(temperature=0.0, max_new_tokens=5)
+    prompt = [*shown.tokens]
+    turns = (([], False), ([60, 61, 62], True), ([], kind != "mllama"))  # the third takes the second answer back
+    for more, is_kept in turns:
+        prompt += more
+        drawn = [
+            one.token for one in stream.draw(prompt, options, stop_tokens=[2], num_tokens=300, pictures=shown.pictures)
+        ]
+        assert (stream.num_reused > 0) == is_kept
+        with torch.no_grad():
+            row = row_logits(plain, [*prompt, *drawn], shown.pictures)[len(prompt) - 1 : -1, :300]
+        row[:, plain.config.image_token_id : plain.config.image_token_id + 1] = -torch.inf
+        assert drawn == row.argmax(-1).tolist()
+        prompt += drawn if not more else [99]
 
 
 def test_an_image_token_is_never_drawn(make_request, tmp_path):
