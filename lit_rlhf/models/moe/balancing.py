@@ -107,7 +107,7 @@ class StepBalance:
         return value
 
     def _is_meant(self) -> bool:
-        return torch.is_grad_enabled() and self.backbone.acting in ("policy", "reward")
+        return self.backbone.acting in ("policy", "reward")
 
     def _log(self) -> None:
         seen = sum_over_ranks(self._seen)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.building import build_backbone, wrap_model
-from lit_rlhf.models.moe.balancing import token_sums, told, trained_backbone, trains_routers
+from lit_rlhf.models.moe.balancing import StepBalance, token_sums, told, trained_backbone, trains_routers
 from lit_rlhf.models.moe.routers import find_routers, heard
-from lit_rlhf.models.options import BackboneConfig
+from lit_rlhf.models.options import BackboneConfig, LoraOptions
 from tests.tiny_moe import make_mixture
 
 
@@ -54,6 +56,20 @@ def test_mixed_precision_rounds_no_sum(ragged):
     with torch.autocast("cpu", torch.bfloat16):
         rounded = token_sums(backbone, said, ragged)
     assert torch.equal(rounded[0], token_sums(backbone, said, ragged)[0])
+
+
+def test_dropout_plays_no_part_in_what_is_counted(tmp_path, stir, ragged):
+    make_mixture("mixtral", vocab_size=320).save_pretrained(tmp_path)
+    config = BackboneConfig(str(tmp_path), lora=LoraOptions(dropout=0.5), router_aux_loss_coef=1.0)
+    backbone = stir(build_backbone(config), scale=0.3).train()
+    before = torch.get_rng_state()
+    found = [
+        StepBalance(Mock(device=torch.device("cpu")), backbone, [Mock(forest=ragged)] * 2, lambda _, some, __: some)
+        for _ in range(2)
+    ]
+    assert torch.equal(found[0]._choices, found[1]._choices)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert backbone.training
 
 
 def test_what_is_told():
