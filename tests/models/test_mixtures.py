@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,3 +121,19 @@ def test_full_fine_tuning_leaves_routers_as_they_are_unless_asked(mixture):
         frozen = [name for name, parameter in backbone.named_parameters() if not parameter.requires_grad]
         assert all(name.endswith("mlp.gate.weight") for name in frozen)
         assert bool(frozen) != asked
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v3", "qwen2_moe", "llama4"])
+def test_a_merged_adapter_on_experts_and_router_is_the_model_with_it(
+    mixture, stir, ragged, row_logprobs, tmp_path, family
+):
+    """Written, the merged model has the names and shapes of its base; read again, the log-probabilities of both."""
+    backbone = stir(build_backbone(BackboneConfig(mixture(family), lora=LORA, train_router=True)), scale=0.1)
+    with torch.no_grad():
+        expected = backbone.token_logprobs(ragged).logprobs
+    backbone.model.merge_and_unload().save_pretrained(tmp_path)
+    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (mixture(family), tmp_path))
+    assert {name: one.shape for name, one in after.items()} == {name: one.shape for name, one in before.items()}
+    with torch.no_grad():
+        found = row_logprobs(AutoModelForCausalLM.from_pretrained(tmp_path), ragged)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
