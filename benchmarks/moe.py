@@ -117,7 +117,7 @@ def reward(options: argparse.Namespace) -> tuple[LightningModule, LightningDataM
 
 def dpo(options: argparse.Namespace) -> tuple[LightningModule, LightningDataModule]:
     """The same preference, without a reward model."""
-    return DPOModule(backbone(options.model), beta=0.1, **settings(1e-3)), preferences(options)
+    return DPOModule(backbone(options.model), beta=0.1, **settings(2e-3)), preferences(options)
 
 
 def ppo(options: argparse.Namespace) -> tuple[LightningModule, LightningDataModule]:
@@ -156,9 +156,9 @@ class Run(NamedTuple):
 
 
 RUNS = {
-    "sft": Run(sft, 40, "val/nll", -1.37),
-    "reward": Run(reward, 80, "val/scores/accuracy", 0.85),
-    "dpo": Run(dpo, 80, "val/rewards/accuracy", 0.85),
+    "sft": Run(sft, 100, "val/nll", -1.36),
+    "reward": Run(reward, 80, "val/scores/accuracy", 0.9),
+    "dpo": Run(dpo, 120, "val/rewards/accuracy", 0.8),
     "ppo": Run(ppo, 100, "val/score", 0.4),
 }
 
