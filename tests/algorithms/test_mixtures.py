@@ -144,7 +144,7 @@ def test_two_ranks_train_what_one_trains(balanced, make_pairs, fit, on_ranks, qu
     assert_same_on_ranks(ranks, alone, module)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_two_ranks_replay_what_one_replays(make_policy, mixture, make_prompts, fit, on_ranks, strategy):
     (batch,) = make_prompts(6, 6)
 
@@ -232,8 +232,7 @@ def test_pairs_are_not_replayed(make_policy, mixture):
         )
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize(("precision", "quantization"), [("bf16-mixed", "none"), ("bf16-true", "nf4")])
 def test_half_precision(balanced, make_batches, fit, precision, quantization):
     """The numbers of full precision, but for what bfloat16 rounds."""
     half, full = (
@@ -244,7 +243,7 @@ def test_half_precision(balanced, make_batches, fit, precision, quantization):
         assert half.column(name) == pytest.approx(full.column(name), rel=0.03)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", pytest.param("bf16-true", marks=pytest.mark.slow)])
 def test_rollouts_in_half_precision(make_policy, mixture, make_prompts, fit, precision):
     module = make_policy(
         kind=PPOModule,
