@@ -156,7 +156,7 @@ class Run(NamedTuple):
 
 
 RUNS = {
-    "sft": Run(sft, 100, "val/nll", -1.36),
+    "sft": Run(sft, 40, "val/nll", -1.37),
     "reward": Run(reward, 80, "val/scores/accuracy", 0.9),
     "dpo": Run(dpo, 120, "val/rewards/accuracy", 0.8),
     "ppo": Run(ppo, 100, "val/score", 0.4),
