@@ -283,7 +283,7 @@ def forest_attention(
     if isinstance(attention_mask, SeenPictures | CachedPictures):
         keep = isinstance(forest_layout, ForestLayout) and forest_layout.keep is not None
         number = cast(int, module.layer_idx)
-        return attention_mask.attend(number, query, key, value, scaling=scaling, dropout=dropout, keep=keep), None
+        return attention_mask.attend(number, query, key, value, scaling=scaling, keep=keep), None
     if forest_layout is None:
         if softcap is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)

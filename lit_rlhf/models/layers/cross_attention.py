@@ -104,7 +104,6 @@ class SeenPictures:
         value: Tensor,
         *,
         scaling: float | None = None,
-        dropout: float = 0.0,
         keep: bool = False,
     ) -> Tensor:
         """Output (1, Q, heads, D) of a layer: 0 for what sees nothing.
@@ -115,7 +114,6 @@ class SeenPictures:
             key: (1, J, K, D).
             value: the same shape.
             scaling: of the scores; 1 / sqrt(D) where None.
-            dropout: probability, while training.
             keep: whether keys and values are kept.
         """
         if keep:
@@ -128,9 +126,7 @@ class SeenPictures:
                 continue
             keys, values = (_cut(x, spans) for x in (key, value))
             grouped = query.shape[1] != key.shape[1]
-            outputs.append(
-                scaled_dot_product_attention(asked, keys, values, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
-            )
+            outputs.append(scaled_dot_product_attention(asked, keys, values, scale=scaling, enable_gqa=grouped))
         return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
     @property
@@ -163,9 +159,16 @@ class CachedPictures:
         self._cache.keep(living)
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None = None, **unused: object
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None = None,
+        keep: bool = False,
     ) -> Tensor:
-        """Output (1, B, heads, D) of a layer; ``key`` and ``value`` (1, J, 1, D) stand for nothing."""
+        """Output (1, B, heads, D) of a layer; ``key`` and ``value`` (1, J, 1, D) stand for nothing, and none is kept."""
         return self._cache.attend(layer, query, key, value, scaling)
 
 

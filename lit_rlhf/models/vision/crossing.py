@@ -199,15 +199,15 @@ class CrossVision(Vision):
     def _rows(self, tokens: Tensor, mask: Tensor, pictures: Sequence[Picture]) -> list[_Text]:
         is_image, _ = self._image_tokens(self._unmarked(tokens, mask).flatten(), pictures)
         shown, texts = iter(pictures), []
-        for own, is_token in zip(is_image.view_as(tokens), mask.bool(), strict=True):
-            images, places = own.nonzero()[:, 0].tolist(), is_token.nonzero()[:, 0].tolist()
-            texts.append(_Text([next(shown) for _ in images], images, places[0], places[-1] + 1))
+        for own in is_image.view_as(tokens):  # what pads a row sees something, too, which nobody reads
+            images = own.nonzero()[:, 0].tolist()
+            texts.append(_Text([next(shown) for _ in images], images, 0, len(own)))
         return texts
 
     def _masks(self, tokens: Tensor, rows: Sequence[_Text]) -> tuple[Tensor, Tensor]:
         """Who sees what of the pictures of its row, additive (B, 1, W, K), and of (B, W) what sees any; True = does.
 
-        What sees nothing has rows of zeros alone before it, or is padding.
+        What sees nothing has rows of zeros alone before it, and is given them: a softmax over nothing is no number.
         """
         most = max(len(row.pictures) for row in rows)
         num_rows = next(self._num_rows(one, Sight(0, 0, range(0), True)) for row in rows for one in row.pictures)

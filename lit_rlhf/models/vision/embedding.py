@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.models.vision.eyes import Features, Vision, beside_one_another
-from lit_rlhf.models.vision.kinds import parts_beside_decoder
 from lit_rlhf.models.vision.places import PlacedInSpace, places
 from lit_rlhf.models.vision.samples import sample_inputs
 from lit_rlhf.types import Forest, Picture
@@ -102,10 +101,7 @@ class EmbeddedVision(Vision):
 
     def _looked_at(self, inputs: Mapping[str, Tensor]) -> Features:
         said = cast(_Seeing, self.model).get_image_features(**self._on_device(inputs))
-        rows = said.pooler_output
-        if rows is None:  # Llama 4 leaves its projector to what comes after
-            rows = parts_beside_decoder(self.model)["multi_modal_projector"](said.last_hidden_state)
-        return Features(_joined(rows), tuple(map(_joined, said.get("deepstack_features") or ())))
+        return Features(_joined(said.pooler_output), tuple(map(_joined, said.get("deepstack_features") or ())))
 
 
 def _joined(rows: Tensor | Sequence[Tensor]) -> Tensor:

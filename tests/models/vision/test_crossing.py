@@ -121,6 +121,18 @@ def test_what_the_model_generates_for_rows_that_fit_together_is_what_it_says_of_
         backbone.eyes.own_inputs(tokens, torch.ones_like(tokens), pictures)
 
 
+def test_text_without_pictures_beside_some_attends_to_zeros_that_no_mask_hides(look):
+    """In half precision a row that is masked as a whole is no number."""
+    eyes = look("mllama").eyes
+    tokens, picture = torch.tensor([[IMAGE, 5], [6, 5]]), eyes.sample_picture()
+    shown = eyes.shown_after(tokens, torch.ones_like(tokens), [picture])
+    assert shown.keys() == {"cross_attention_mask", "full_text_row_masked_out_mask"}
+    seen, nothing = shown["cross_attention_mask"][:, 0, 0]
+    assert (seen == 0).tolist() == [True] * 17 + [False] * 17  # one tile of two
+    assert (nothing == 0).all()
+    assert shown["full_text_row_masked_out_mask"].flatten().tolist() == [1, 0]
+
+
 def test_pictures_that_do_not_fit_are_refused_by_name(look, seeing, own):
     backbone, plain = look("mllama"), own("mllama")
     backbone.prepare()

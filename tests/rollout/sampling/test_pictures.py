@@ -55,6 +55,26 @@ def test_prompts_with_pictures(kind, attention, make_request, tmp_path):
 
 
 @pytest.mark.parametrize("attention", ["forest", "sdpa"])
+def test_what_goes_on_when_others_have_ended_sees_its_own_pictures(attention, make_request, tmp_path):
+    folder = make_seeing("mllama", tmp_path)
+    backbone = build_backbone(BackboneConfig(str(folder), attention=attention), reference="none")
+    plain = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
+    shown = [seeing_segment(plain, seeds, 40) for seeds in ((0,), (), (1, 2), (), (2,))]
+    prompts = [make_prompt(one.tokens, pictures=one.pictures) for one in shown]
+    request = make_request(prompts=prompts, num_responses=3, max_new_tokens=6, stop_tokens=range(2, 320, 4))
+    rollouts = CachedSampler()(backbone, request)
+    assert len(set(rollouts.response_mask.sum(1).tolist())) > 3
+    for prompt, ids, mask, found in zip(
+        rollouts.prompts, rollouts.tokens, rollouts.response_mask, rollouts.logprobs, strict=True
+    ):
+        response = ids[mask].tolist()
+        with torch.no_grad():
+            row = row_logits(plain, [*prompt.tokens, *response], prompt.pictures)[len(prompt.tokens) - 1 : -1]
+        logprobs = torch.log_softmax(row, -1)[torch.arange(len(response)), response]
+        torch.testing.assert_close(found[mask], logprobs, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("attention", ["forest", "sdpa"])
 def test_text_alone_of_a_model_whose_layers_look(attention, make_request, tmp_path):
     """Those layers are left out."""
     folder = make_seeing("mllama", tmp_path)
