@@ -115,7 +115,7 @@ def load_processor(name: str, tokenizer: PreTrainedTokenizerBase) -> PictureProc
 
     try:
         images: Any = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
-        if not {"image_grid_thw", "aspect_ratio_ids"} & set(images.model_input_names):
+        if "image_grid_thw" not in images.model_input_names:
             images = AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
     except (ImportError, OSError, ValueError) as error:
         if "torchvision" in str(error).lower():

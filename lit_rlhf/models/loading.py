@@ -25,7 +25,7 @@ from transformers import (
 from lit_rlhf.models.layers.fused import fuse
 from lit_rlhf.models.moe.four_bit import quantise_experts
 from lit_rlhf.models.options import BackboneConfig
-from lit_rlhf.models.vision import REFUSED, is_seeing, parts_beside_decoder
+from lit_rlhf.models.vision import REFUSED, is_seeing, keep_in_step, parts_beside_decoder
 
 OWN_ATTENTION = ("auto", "forest")
 """Values of ``attention`` that mean this package's attention; others are names that transformers knows."""
@@ -70,6 +70,7 @@ def load_causal_lm(
             f"{', '.join(sorted(missing)[:4])} ({len(missing)} missing in all)"
         )
     name_decoder(model)
+    keep_in_step(model)
     keep_four_bits_as_they_are(model)
     if config.quantization == "nf4" and quantise_experts(model, device) and device is not None:
         nn.Module.to(model, device)

@@ -111,9 +111,9 @@ def seeing_rank(rank, folder):
     init_process_group("gloo")
     torch.manual_seed(0)
     backbone = build_backbone(BackboneConfig(str(folder), lora=LoraOptions(r=4)))
+    roots = [seeing_segment(backbone.base, seeds) for seeds in ([(0,), (1, 2, 0)], [()])[rank]]
     shard_model(backbone, init_device_mesh("cpu", (2,)))
     units = unit_names(backbone)
-    roots = [seeing_segment(backbone.base, seeds) for seeds in ([(0,), (1, 2, 0)], [()])[rank]]
     forest = Forest.pack([root, Segment([7, 8], [True, True], 0)] for root in roots)
     said = backbone.token_logprobs(forest).logprobs
     said.sum().backward()
@@ -121,16 +121,18 @@ def seeing_rank(rank, folder):
     return {"said": said.detach(), "units": units}
 
 
-def test_ranks_with_and_without_pictures_do_not_wait_for_each_other(tiny_llava, on_ranks):
-    ranks = on_ranks(seeing_rank, tiny_llava)
-    alone = build_backbone(BackboneConfig(str(tiny_llava), lora=LoraOptions(r=4)))
+@pytest.mark.parametrize(("folder", "tower"), [("tiny_llava", "vision_tower"), ("tiny_mllama", "vision_model")])
+def test_ranks_with_and_without_pictures_do_not_wait_for_each_other(folder, tower, request, on_ranks):
+    folder = request.getfixturevalue(folder)
+    ranks = on_ranks(seeing_rank, folder)
+    alone = build_backbone(BackboneConfig(str(folder), lora=LoraOptions(r=4)))
     roots = [seeing_segment(alone.base, seeds) for seeds in ((0,), (1, 2, 0), ())]
     forest = Forest.pack([root, Segment([7, 8], [True, True], 0)] for root in roots)
     with torch.no_grad():
         wanted = alone.token_logprobs(forest).logprobs
     torch.testing.assert_close(torch.cat([rank["said"] for rank in ranks]), wanted, rtol=0, atol=1e-5)
-    assert not any("vision_tower" in name for name in ranks[0]["units"])
-    assert any("vision_tower" in name for name in ranks[0]["units"][""])
+    assert not any(tower in name for name in ranks[0]["units"])
+    assert any(tower in name for name in ranks[0]["units"][""])
 
 
 def test_a_model_without_known_layers_is_refused(build):

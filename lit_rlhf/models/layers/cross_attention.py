@@ -168,7 +168,7 @@ class CachedPictures:
         scaling: float | None = None,
         keep: bool = False,
     ) -> Tensor:
-        """Output (1, B, heads, D) of a layer; ``key`` and ``value`` (1, J, 1, D) stand for nothing, and none is kept."""
+        """Output (1, B, heads, D) of a layer; ``key`` and ``value`` (1, J, 1, D) stand for nothing, none is kept."""
         return self._cache.attend(layer, query, key, value, scaling)
 
 

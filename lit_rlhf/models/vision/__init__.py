@@ -2,7 +2,7 @@
 
 from lit_rlhf.models.vision.eyes import MAX_BYTES, Features, Looking, Vision
 from lit_rlhf.models.vision.kinds import REFUSED, is_seeing, parts_beside_decoder
-from lit_rlhf.models.vision.opening import open_eyes
+from lit_rlhf.models.vision.opening import keep_in_step, open_eyes
 
 __all__ = [
     "MAX_BYTES",
@@ -11,6 +11,7 @@ __all__ = [
     "Looking",
     "Vision",
     "is_seeing",
+    "keep_in_step",
     "open_eyes",
     "parts_beside_decoder",
 ]

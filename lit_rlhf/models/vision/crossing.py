@@ -17,12 +17,14 @@ from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import MllamaModel
 
+from lit_rlhf.models.layers.cached_attention import CachedRows
 from lit_rlhf.models.layers.cross_attention import CachedPictures, SeenPictures, Sight, Stretch, sights
 from lit_rlhf.models.vision.eyes import Features, Looking, Vision, beside_one_another
 from lit_rlhf.models.vision.samples import sample_inputs
+from lit_rlhf.ranks import num_ranks
 from lit_rlhf.types import Forest, Picture
 
 _INPUTS = {"pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"}
@@ -58,11 +60,6 @@ class CrossVision(Vision):
         return cast(MllamaModel, self.model.base_model)
 
     @property
-    def blank(self) -> Tensor:
-        """(1, 1, H) of zeros, in place of pictures."""
-        return torch.zeros(1, 1, self.model.config.get_text_config().hidden_size, device=self.model.device)
-
-    @property
     def _dtype(self) -> torch.dtype:
         return cast(Tensor, self.model.get_input_embeddings().weight).dtype
 
@@ -85,17 +82,22 @@ class CrossVision(Vision):
         return {
             "input_ids": forest.tokens[None],
             "position_ids": forest.positions[None],
-            **self.beside(
+            **_beside(
                 torch.cat([features.rows for features in known.values()])[None],
                 SeenPictures(stretches, ends),
                 torch.tensor([is_seeing], device=self.model.device),
+                self._dtype,
             ),
         }
 
     def looking(self, prefilled: Sequence[tuple[int, Mapping[str, Any]]], owners: Sequence[int]) -> Looking | None:
         """What responses see of the pictures of prompts that were computed as forests; see :class:`Vision`."""
         seen = [inputs.get("cross_attention_mask", num_prompts) for num_prompts, inputs in prefilled]
-        return _Looking(self, seen, owners) if any(isinstance(one, SeenPictures) for one in seen) else None
+        return (
+            _Looking(self.model.get_decoder(), seen, owners)
+            if any(isinstance(one, SeenPictures) for one in seen)
+            else None
+        )
 
     def own_forward(
         self, tokens: Tensor, mask: Tensor, positions: Tensor, pictures: Sequence[Picture], **options: Any
@@ -107,7 +109,7 @@ class CrossVision(Vision):
         most = max(len(row.pictures) for row in rows)
         shown = [[known[one.digest].rows for one in row.pictures] for row in rows]
         states = torch.stack([torch.cat(own + [nothing] * (most - len(own))) for own in shown])
-        inputs = self.beside(states, *self._masks(tokens, rows))
+        inputs = _beside(states, *self._masks(tokens, rows), self._dtype)
         decoder = self.model.get_decoder()
         said = decoder(input_ids=tokens, attention_mask=mask, position_ids=positions, **inputs, **options)
         return cast(Tensor, said.last_hidden_state)
@@ -115,12 +117,11 @@ class CrossVision(Vision):
     def shown_after(self, tokens: Tensor, mask: Tensor, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """What the decoder is given beside tokens that follow padded rows; see :class:`Vision`."""
         sees, is_seeing = self._masks(tokens, self._rows(tokens, mask, pictures))
-        return self.beside(None, sees[:, :, -1:], is_seeing[:, -1:])  # the states are in the model's own cache
+        return _beside(None, sees[:, :, -1:], is_seeing[:, -1:], self._dtype)  # the states are in the model's own cache
 
     def blank_inputs(self, forest: Forest) -> dict[str, Any]:
         """What the decoder is given for layers that look to compute without a picture; see :class:`Vision`."""
-        looks = SeenPictures([Stretch(0, forest.num_tokens, ((0, 1),))], [])
-        return self.beside(self.blank, looks, torch.ones_like(forest.tokens, dtype=torch.bool)[None])
+        return _nothing(self.model.get_decoder(), forest.tokens[None], is_forest=True)
 
     def together(self, pictures: Sequence[Sequence[Picture]]) -> list[list[int]]:
         """Numbers of the rows that have the same number of pictures; see :class:`Vision`."""
@@ -149,18 +150,6 @@ class CrossVision(Vision):
         return Picture(
             sample_inputs(self.model.config, inspect.signature(self._core.vision_model.forward)), 1, "a sample"
         )
-
-    def beside(self, states: Tensor | None, looks: Any, is_seeing: Tensor) -> dict[str, Any]:
-        """What the decoder is given beside tokens.
-
-        Args:
-            states: (B, K, H) of pictures; None = keys and values of them are known.
-            looks: who sees what of them.
-            is_seeing: (B, W) bool, whether what layers that look add behind their attention counts.
-        """
-        counts = is_seeing.to(self._dtype)[:, None, :, None]
-        inputs = {"cross_attention_mask": looks, "full_text_row_masked_out_mask": counts}
-        return inputs if states is None else {**inputs, "cross_attention_states": states.to(self._dtype)}
 
     def _through_tower(self, pictures: Sequence[Picture]) -> list[Features]:
         seen = self._core.vision_model(**self._on_device(beside_one_another(pictures))).last_hidden_state
@@ -229,16 +218,16 @@ class _Looking:
     """What responses see of the pictures of their prompts, step by step.
 
     Args:
-        eyes: of the model.
+        decoder: of the model.
         seen: of each forest of prompts what was seen; the number of its prompts where they have no pictures.
         owners: number of the prompt of each response, ascending.
     """
 
-    def __init__(self, eyes: CrossVision, seen: Sequence[SeenPictures | int], owners: Sequence[int]) -> None:
-        self._eyes = eyes
+    def __init__(self, decoder: nn.Module, seen: Sequence[SeenPictures | int], owners: Sequence[int]) -> None:
+        self._blank = _blank(decoder, 1)
         self._pictures = CachedPictures(seen, owners)
         ends = [spans for one in seen for spans in (one.ends if isinstance(one, SeenPictures) else [()] * one)]
-        self._is_seeing = torch.tensor([bool(ends[owner]) for owner in owners], device=eyes.model.device)
+        self._is_seeing = torch.tensor([bool(ends[owner]) for owner in owners], device=self._blank.device)
 
     def keep(self, living: Sequence[int]) -> None:
         """Go on with the responses at these places alone, ascending."""
@@ -247,8 +236,51 @@ class _Looking:
 
     def inputs(self) -> dict[str, Any]:
         """What the decoder is given beside the newest tokens: nothing in place of pictures, which are in the cache."""
-        return self._eyes.beside(self._eyes.blank, self._pictures, self._is_seeing[None])
+        return _beside(self._blank, self._pictures, self._is_seeing[None], self._blank.dtype)
 
 
 def _is_seeing(sight: Sight) -> bool:
     return bool(sight.pictures) and not sight.is_before
+
+
+def _beside(states: Tensor | None, looks: Any, is_seeing: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    """What the decoder is given beside tokens.
+
+    Args:
+        states: (B, K, H) of pictures; None = keys and values of them are known.
+        looks: who sees what of them.
+        is_seeing: (B, W) bool, whether what layers that look add behind their attention counts.
+        dtype: that the decoder computes with.
+    """
+    inputs = {"cross_attention_mask": looks, "full_text_row_masked_out_mask": is_seeing.to(dtype)[:, None, :, None]}
+    return inputs if states is None else {**inputs, "cross_attention_states": states.to(dtype)}
+
+
+def look_at_nothing(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Let layers that look compute for text without pictures too, and add nothing, where there are other ranks.
+
+    Ranks wait for each other's layers (FSDP2) and gradients (DDP), and the text of one of them may have pictures.
+
+    Args:
+        decoder: that is called; this is a hook before its forward pass.
+        args: of the call.
+        kwargs: of the call.
+    """
+    is_step = kwargs.get("past_key_values") is not None or isinstance(kwargs.get("forest_layout"), CachedRows)
+    if num_ranks() == 1 or is_step or kwargs.get("cross_attention_states") is not None:
+        return None
+    return args, kwargs | _nothing(decoder, kwargs["input_ids"], is_forest=kwargs.get("forest_layout") is not None)
+
+
+def _nothing(decoder: nn.Module, tokens: Tensor, *, is_forest: bool) -> dict[str, Any]:
+    """What the decoder is given beside tokens (B, W) that see no pictures."""
+    looks = SeenPictures([Stretch(0, tokens.shape[1], ((0, 1),))], [()])
+    blank = _blank(decoder, len(tokens))
+    mask = blank.new_zeros(len(tokens), 1, 1, 1)
+    return _beside(blank, looks if is_forest else mask, torch.zeros_like(tokens, dtype=torch.bool), blank.dtype)
+
+
+def _blank(decoder: nn.Module, num_rows: int) -> Tensor:
+    """(num_rows, 1, H) of zeros, in place of pictures."""
+    weight = cast(Any, decoder).embed_tokens.weight
+    return torch.zeros(num_rows, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
