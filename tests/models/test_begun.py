@@ -21,7 +21,7 @@ def begun_by(backbone, prompts=PROMPTS):
     with torch.no_grad():
         decoder = ForestDecoder(backbone, prompts, range(len(prompts)), 3, begun=begun)
     assert not decoder.states.requires_grad
-    assert not any(x.requires_grad for pair in decoder.cache._responses for x in pair)
+    assert not any(x.requires_grad for pair in decoder.cache._responses.values() for x in pair)
     return begun
 
 

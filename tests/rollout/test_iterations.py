@@ -41,6 +41,8 @@ class Scripted:
 class Module:
     """What iterations need of a LightningModule."""
 
+    device = torch.device("cpu")
+
     def __init__(self):
         weight = torch.nn.Parameter(torch.zeros(()))
         optimizer = torch.optim.SGD([weight], lr=0.25)
