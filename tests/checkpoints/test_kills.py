@@ -166,7 +166,9 @@ def compare(name: str, folder: Path, num_kills: int, seed: int) -> list[str]:
     return killed
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("dpo", "ppo") else pytest.mark.slow) for name in RUNS]
+)
 def test_killed_twice(tmp_path, name):
     assert len(compare(name, tmp_path, 2, seed=0)) == 2
 
