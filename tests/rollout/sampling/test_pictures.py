@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from lit_rlhf.models.building import build_backbone
 from lit_rlhf.models.options import BackboneConfig
+from lit_rlhf.rollout.sampling import forest_decoder
 from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
 from lit_rlhf.rollout.sampling.continuous_sampler import ContinuousSampler
 from lit_rlhf.rollout.sampling.generate_sampler import GenerateSampler
@@ -55,11 +56,14 @@ def test_prompts_with_pictures(kind, attention, make_request, tmp_path):
 
 
 @pytest.mark.parametrize("attention", ["forest", "sdpa"])
-def test_what_goes_on_when_others_have_ended_sees_its_own_pictures(attention, make_request, tmp_path):
+def test_what_goes_on_when_others_have_ended_sees_its_own_pictures(attention, make_request, tmp_path, monkeypatch):
+    """Prompts without pictures are computed together, apart from those with some."""
+    monkeypatch.setattr(forest_decoder, "PREFILL_TOKENS", 8)
     folder = make_seeing("mllama", tmp_path)
     backbone = build_backbone(BackboneConfig(str(folder), attention=attention), reference="none")
     plain = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
-    shown = [seeing_segment(plain, seeds, 40) for seeds in ((0,), (), (1, 2), (), (2,))]
+    seeds = ((0,), (), (1, 2), (), (2,))
+    shown = [seeing_segment(plain, own, 40 + 20 * number) for number, own in enumerate(seeds)]
     prompts = [make_prompt(one.tokens, pictures=one.pictures) for one in shown]
     request = make_request(prompts=prompts, num_responses=3, max_new_tokens=6, stop_tokens=range(2, 320, 4))
     rollouts = CachedSampler()(backbone, request)
