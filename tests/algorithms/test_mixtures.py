@@ -19,6 +19,7 @@ from lit_rlhf.algorithms.reinforce import REINFORCEModule
 from lit_rlhf.algorithms.reward import RewardModule
 from lit_rlhf.algorithms.rloo import RLOOModule
 from lit_rlhf.algorithms.sft import SFTModule
+from lit_rlhf.models.options import CriticOptions
 from lit_rlhf.models.whole import whole
 from lit_rlhf.rollout.options import UpdateOptions
 from lit_rlhf.strategies.fsdp2 import FSDP2Strategy
@@ -65,6 +66,15 @@ def test_no_cut_changes_a_step(balanced, make_batches, make_text_batches, fit, a
     assert_same_run(cut, whole, tolerance=2e-5)
     for name in ROUTER:
         assert len(whole.logger.column(f"train/router/{name}")) == 2
+
+
+def test_no_cut_changes_a_step_of_all_weights(make_module, mixture, make_batches, fit, assert_same_run):
+    backbone = {"name_or_path": mixture, "train_router": True, "router_aux_loss_coef": 2.0}
+    cut, whole_step = (
+        fit(make_module(backbone=backbone, lora={"enabled": False}, lr=0.05), make_batches(16, 8, budget))
+        for budget in (30, 10**6)
+    )
+    assert_same_run(cut, whole_step, tolerance=2e-5)
 
 
 def test_accumulated_batches_are_one_step(balanced, make_text_batches, fit, assert_same_run):
@@ -218,6 +228,24 @@ def test_texts_beside_replayed_responses_are_cut_as_they_may(
         )
         (prompts,), (texts,) = make_prompts(4, 4), make_text_batches(4, 4, budget)
         return fit(module, [PromptAndTextBatch(prompts, texts)])
+
+    assert_same_run(run(40), run(10**6), tolerance=5e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("critic", ["model", "shared"])
+def test_rollouts_cut_as_they_may_where_all_weights_learn(
+    make_policy, mixture, make_prompts, fit, assert_same_run, critic
+):
+    def run(budget):
+        module = make_policy(
+            backbone={"name_or_path": mixture, "train_router": True, "router_aux_loss_coef": 0.5},
+            lora={"enabled": False},
+            critic=CriticOptions(kind=critic, lr_factor=1.0),
+            updates=UpdateOptions(token_budget=budget, max_grad_norm=0.0, num_epochs=1, routing="replay"),
+            lr=0.01,
+        )
+        return fit(module, make_prompts(4, 2))
 
     assert_same_run(run(40), run(10**6), tolerance=5e-4)
 
