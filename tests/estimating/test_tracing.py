@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, LlamaConfig
@@ -40,12 +41,13 @@ def test_layers_cost_the_same_however_many_there_are(llama: LlamaConfig):
     assert few.kept > 4 * (4 * 128 + 2 * 128 + 2 * 64 + 4 * 352)
 
 
-def test_layers_that_look_at_pictures_are_counted_too(tmp_path):
-    config = AutoConfig.from_pretrained(make_seeing("mllama", tmp_path))
+@pytest.mark.parametrize("kind", ["mllama", "llama4"])
+def test_models_that_look_at_pictures_are_counted_with_all_of_their_layers(kind, tmp_path):
+    config = AutoConfig.from_pretrained(make_seeing(kind, tmp_path))
     found = trace_layers(lambda: blank_model(config, torch.float32).requires_grad_(True), decoder_layers, ROW)
     assert found is not None
     # At the least its input, two normed copies of it, queries and what they get, and the MLP's width three times.
-    assert found.kept > 4 * (5 * 64 + 3 * 128)
+    assert found.kept > 4 * (5 * 64 + 3 * 96)
 
 
 def test_what_depends_on_numbers_is_not_counted(llama: LlamaConfig):

@@ -20,11 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import MllamaModel
 
-from lit_rlhf.models.layers.cached_attention import CachedRows
 from lit_rlhf.models.layers.cross_attention import CachedPictures, SeenPictures, Sight, Stretch, sights
+from lit_rlhf.models.vision.cross_inputs import beside, blank, nothing_beside
 from lit_rlhf.models.vision.eyes import Features, Looking, Vision, beside_one_another
 from lit_rlhf.models.vision.samples import sample_inputs
-from lit_rlhf.ranks import num_ranks
 from lit_rlhf.types import Forest, Picture
 
 _INPUTS = {"pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"}
@@ -82,7 +81,7 @@ class CrossVision(Vision):
         return {
             "input_ids": forest.tokens[None],
             "position_ids": forest.positions[None],
-            **_beside(
+            **beside(
                 torch.cat([features.rows for features in known.values()])[None],
                 SeenPictures(stretches, ends),
                 torch.tensor([is_seeing], device=self.model.device),
@@ -93,11 +92,8 @@ class CrossVision(Vision):
     def looking(self, prefilled: Sequence[tuple[int, Mapping[str, Any]]], owners: Sequence[int]) -> Looking | None:
         """What responses see of the pictures of prompts that were computed as forests; see :class:`Vision`."""
         seen = [inputs.get("cross_attention_mask", num_prompts) for num_prompts, inputs in prefilled]
-        return (
-            _Looking(self.model.get_decoder(), seen, owners)
-            if any(isinstance(one, SeenPictures) for one in seen)
-            else None
-        )
+        is_shown = any(isinstance(one, SeenPictures) for one in seen)
+        return _Looking(self.model.get_decoder(), seen, owners) if is_shown else None
 
     def own_forward(
         self, tokens: Tensor, mask: Tensor, positions: Tensor, pictures: Sequence[Picture], **options: Any
@@ -109,7 +105,7 @@ class CrossVision(Vision):
         most = max(len(row.pictures) for row in rows)
         shown = [[known[one.digest].rows for one in row.pictures] for row in rows]
         states = torch.stack([torch.cat(own + [nothing] * (most - len(own))) for own in shown])
-        inputs = _beside(states, *self._masks(tokens, rows), self._dtype)
+        inputs = beside(states, *self._masks(tokens, rows), self._dtype)
         decoder = self.model.get_decoder()
         said = decoder(input_ids=tokens, attention_mask=mask, position_ids=positions, **inputs, **options)
         return cast(Tensor, said.last_hidden_state)
@@ -117,11 +113,11 @@ class CrossVision(Vision):
     def shown_after(self, tokens: Tensor, mask: Tensor, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """What the decoder is given beside tokens that follow padded rows; see :class:`Vision`."""
         sees, is_seeing = self._masks(tokens, self._rows(tokens, mask, pictures))
-        return _beside(None, sees[:, :, -1:], is_seeing[:, -1:], self._dtype)  # the states are in the model's own cache
+        return beside(None, sees[:, :, -1:], is_seeing[:, -1:], self._dtype)  # the states are in the model's own cache
 
     def blank_inputs(self, forest: Forest) -> dict[str, Any]:
         """What the decoder is given for layers that look to compute without a picture; see :class:`Vision`."""
-        return _nothing(self.model.get_decoder(), forest.tokens[None], is_forest=True)
+        return nothing_beside(self.model.get_decoder(), forest.tokens[None], is_forest=True)
 
     def together(self, pictures: Sequence[Sequence[Picture]]) -> list[list[int]]:
         """Numbers of the rows that have the same number of pictures; see :class:`Vision`."""
@@ -224,7 +220,7 @@ class _Looking:
     """
 
     def __init__(self, decoder: nn.Module, seen: Sequence[SeenPictures | int], owners: Sequence[int]) -> None:
-        self._blank = _blank(decoder, 1)
+        self._blank = blank(decoder, 1)
         self._pictures = CachedPictures(seen, owners)
         ends = [spans for one in seen for spans in (one.ends if isinstance(one, SeenPictures) else [()] * one)]
         self._is_seeing = torch.tensor([bool(ends[owner]) for owner in owners], device=self._blank.device)
@@ -236,51 +232,8 @@ class _Looking:
 
     def inputs(self) -> dict[str, Any]:
         """What the decoder is given beside the newest tokens: nothing in place of pictures, which are in the cache."""
-        return _beside(self._blank, self._pictures, self._is_seeing[None], self._blank.dtype)
+        return beside(self._blank, self._pictures, self._is_seeing[None], self._blank.dtype)
 
 
 def _is_seeing(sight: Sight) -> bool:
     return bool(sight.pictures) and not sight.is_before
-
-
-def _beside(states: Tensor | None, looks: Any, is_seeing: Tensor, dtype: torch.dtype) -> dict[str, Any]:
-    """What the decoder is given beside tokens.
-
-    Args:
-        states: (B, K, H) of pictures; None = keys and values of them are known.
-        looks: who sees what of them.
-        is_seeing: (B, W) bool, whether what layers that look add behind their attention counts.
-        dtype: that the decoder computes with.
-    """
-    inputs = {"cross_attention_mask": looks, "full_text_row_masked_out_mask": is_seeing.to(dtype)[:, None, :, None]}
-    return inputs if states is None else {**inputs, "cross_attention_states": states.to(dtype)}
-
-
-def look_at_nothing(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Let layers that look compute for text without pictures too, and add nothing, where there are other ranks.
-
-    Ranks wait for each other's layers (FSDP2) and gradients (DDP), and the text of one of them may have pictures.
-
-    Args:
-        decoder: that is called; this is a hook before its forward pass.
-        args: of the call.
-        kwargs: of the call.
-    """
-    is_step = kwargs.get("past_key_values") is not None or isinstance(kwargs.get("forest_layout"), CachedRows)
-    if num_ranks() == 1 or is_step or kwargs.get("cross_attention_states") is not None:
-        return None
-    return args, kwargs | _nothing(decoder, kwargs["input_ids"], is_forest=kwargs.get("forest_layout") is not None)
-
-
-def _nothing(decoder: nn.Module, tokens: Tensor, *, is_forest: bool) -> dict[str, Any]:
-    """What the decoder is given beside tokens (B, W) that see no pictures."""
-    looks = SeenPictures([Stretch(0, tokens.shape[1], ((0, 1),))], [()])
-    blank = _blank(decoder, len(tokens))
-    mask = blank.new_zeros(len(tokens), 1, 1, 1)
-    return _beside(blank, looks if is_forest else mask, torch.zeros_like(tokens, dtype=torch.bool), blank.dtype)
-
-
-def _blank(decoder: nn.Module, num_rows: int) -> Tensor:
-    """(num_rows, 1, H) of zeros, in place of pictures."""
-    weight = cast(Any, decoder).embed_tokens.weight
-    return torch.zeros(num_rows, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)

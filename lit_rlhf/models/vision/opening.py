@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from lit_rlhf.models.vision.crossing import CrossVision, look_at_nothing
+from lit_rlhf.models.vision.cross_inputs import look_at_nothing
+from lit_rlhf.models.vision.crossing import CrossVision
 from lit_rlhf.models.vision.embedding import EmbeddedVision
 from lit_rlhf.models.vision.eyes import Vision
 

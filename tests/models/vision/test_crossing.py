@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_rlhf.models.vision import crossing
 from lit_rlhf.types import Forest, Segment
 from tests.tiny_pictures import picture_for, row_logits, row_logprobs, seeing_forest, seeing_segment
 
@@ -132,22 +131,6 @@ def test_text_without_pictures_beside_some_attends_to_zeros_that_no_mask_hides(l
     assert (seen == 0).tolist() == [True] * 17 + [False] * 17  # one tile of two
     assert (nothing == 0).all()
     assert shown["full_text_row_masked_out_mask"].flatten().tolist() == [1, 0]
-
-
-@pytest.mark.parametrize("attention", ["auto", "sdpa"])
-def test_among_ranks_layers_that_look_compute_for_text_alone_too_and_add_nothing(attention, look, stir, monkeypatch):
-    backbone = stir(look("mllama", attention=attention))
-    forest, said = Forest.pack([[text([50, 51]), response(60, 3)], [text([52]), response(70, 2)]]), []
-    for ranks in (1, 2):
-        monkeypatch.setattr(crossing, "num_ranks", lambda ranks=ranks: ranks)
-        backbone.zero_grad()
-        said.append(backbone.token_logprobs(forest).logprobs)
-        said[-1].sum().backward()
-        looking = [p.grad for name, p in backbone.named_parameters() if "cross_attn" in name and p.requires_grad]
-        assert all((gradient is None) == (ranks == 1) for gradient in looking)
-        assert len(looking) == 2 * 2 * 4
-        assert all(gradient is None or not gradient.any() for gradient in looking)
-    assert torch.allclose(*said, atol=1e-6)
 
 
 def test_pictures_that_do_not_fit_are_refused_by_name(look, seeing, own):
