@@ -65,4 +65,5 @@ def _table(columns: Sequence[str]) -> Table:
 
 def _scored(answer: Answer) -> str:
     text, score = answer
-    return shorten(text) if score is None else f"[{score:.3g}] {shorten(text)}"
+    said = shorten(text) if text.strip() else "(empty)"
+    return said if score is None else f"[{score:.3g}] {said}"

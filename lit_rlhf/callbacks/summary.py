@@ -37,6 +37,7 @@ _HEADLINES = (
 """Metrics that come first on the last screen."""
 
 _NEXT_POLICY = """\
+{command} chat {folder}
 {command} generate {folder} --prompt "..."
 {command} export {folder} --out {folder}-merged --merge"""
 

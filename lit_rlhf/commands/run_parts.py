@@ -22,6 +22,7 @@ from lit_rlhf.callbacks.event_files import EventFiles, is_available
 from lit_rlhf.callbacks.export import AdapterExport
 from lit_rlhf.callbacks.health import HealthBands
 from lit_rlhf.callbacks.held_out import HeldOutRows
+from lit_rlhf.callbacks.last_look import LastLook
 from lit_rlhf.callbacks.metrics_file import MetricsFile
 from lit_rlhf.callbacks.origin import Origin
 from lit_rlhf.callbacks.plots import Plots
@@ -89,7 +90,7 @@ def run_callbacks(command: str, module: LightningModule, folder: Path, *, requeu
         return [BatchKind(), Origin(), checkpoint, ReliabilityPlot(), SubsetTable()]
     table = RolloutTable() if learns_from_rollouts else SampleTable()
     saying = [BatchKind(), RandomState(), Origin(), RankWatch()]
-    watching = [table, HeldOutRows(), HealthBands(), ScoreSpread()]
+    watching = [LastLook(), table, HeldOutRows(), HealthBands(), ScoreSpread()]
     leaving = [AdapterExport(), Plots(), ReliabilityPlot(), Report(), RunSummary()]  # a report lists what others left
     return [*saying, *watching, *leaving, checkpoint, Preemption(requeue=requeue)]
 

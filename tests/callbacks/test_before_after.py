@@ -25,6 +25,7 @@ def test_before_and_after():
         ["Say hello", "[-0.5] No.", "[1.25] Hello!"],
     ]
     assert rows(before_after(["Hi"], [("No.", None)], [("Yes.", None)], ("a", "b")))[1] == ["Hi", "No.", "Yes."]
+    assert rows(before_after(["Hi"], [("", None)], [("\n", 0.5)], ("a", "b")))[1] == ["Hi", "(empty)", "[0.5] (empty)"]
 
 
 def test_what_looks_like_markup_is_shown_as_it_is():
