@@ -254,7 +254,7 @@ DEFAULT_BANDS: tuple[Band, ...] = (
         "both DPO rewards are falling",
         [
             Limit("train/rewards/chosen", below=-1.0, view="trend"),
-            Limit("train/rewards/chosen", below=0.0),
+            Limit("train/rewards/chosen", below=-1.0),
             Limit("train/rewards/rejected", below=-1.0, view="trend"),
         ],
         "Chosen responses become less likely as well, only more slowly than rejected ones. The DPO loss allows it, and "

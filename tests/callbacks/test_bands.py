@@ -128,7 +128,7 @@ ILL = {
     "many ratios are clipped from above": {"train/clip_fraction_high": wave(0.4)},
     "the policy moves far in one iteration": {"train/approx_kl": wave(0.3)},
     "sampler and trainer disagree": {"rollout/sampler_kl": wave(0.2)},
-    "both DPO rewards are falling": {"train/rewards/chosen": [-0.02 * step for step in STEPS]},
+    "both DPO rewards are falling": {"train/rewards/chosen": [-0.05 * step for step in STEPS]},
     "texts are learnt by heart": {"val/nll": [1.0 + 0.02 * step for step in STEPS]},
 }
 WELL = {
@@ -145,7 +145,7 @@ WELL = {
     "many ratios are clipped from above": {"train/clip_fraction_high": [0.5, 0.5, 0.1, 0.1] * 10},
     "the policy moves far in one iteration": {"train/approx_kl": [0.3, 0.01] * 20},
     "sampler and trainer disagree": {"rollout/sampler_kl": [0.3, 0.001] * 20},
-    "both DPO rewards are falling": {"train/rewards/chosen": wave(-0.5)},
+    "both DPO rewards are falling": {"train/rewards/chosen": [-0.02 * step for step in STEPS]},
     "texts are learnt by heart": {"val/nll": [2.0 - 0.01 * step for step in STEPS]},  # other texts, harder ones
 }
 
