@@ -181,7 +181,8 @@ def answers(llava: Path, rows: Path, out: Path, seed: int, steps: dict[str, int]
         optimizer=adam(2e-4),
     )
     prompts = PromptDataModule(**files, batch_size=64, seed=seed)
-    seen["ppo"] = trained(ppo, prompts, out / "ppo", steps["ppo"], steps["ppo"])
+    # Looks are counted in iterations, of which each has four optimizer steps.
+    seen["ppo"] = trained(ppo, prompts, out / "ppo", steps["ppo"], steps["ppo"] // 4)
     return {"seed": seed, **seen}
 
 
@@ -208,8 +209,8 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", choices=("reward", "answers"))
-    parser.add_argument("--reward_steps", type=int, default=200)
-    parser.add_argument("--steps", type=json.loads, default={"sft": 150, "dpo": 100, "ppo": 60})
+    parser.add_argument("--reward_steps", type=int, default=400)
+    parser.add_argument("--steps", type=json.loads, default={"sft": 150, "dpo": 100, "ppo": 160})
     args = parser.parse_args()
     torch.set_num_threads(1)
     for split in ("dev", "test"):
@@ -222,8 +223,9 @@ def main() -> None:
             print(rewards[-1])
         if args.only != "reward":
             learnt.append(answers(llava, args.out, args.out / f"answers{seed}", seed, args.steps))
+            print(learnt[-1])
     table = summary(rewards, learnt)
-    results = {"hardware": hardware(), "commit": commit(), "reward": rewards, "answers": learnt}
+    results = {"hardware": hardware("cpu"), "commit": commit(), "reward": rewards, "answers": learnt}
     (args.out / "vision_nlvr.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (args.out / "vision_nlvr.md").write_text(table + "\n", encoding="utf-8")
     print(table)
