@@ -65,12 +65,11 @@ def test_what_cannot_be_has_a_number_that_json_knows(drawer, voice):
 
 
 def test_nothing_is_drawn_for_a_client_that_has_left(drawer, voice):
-    pieces = drawer.said(job(voice, prompt="a " * 1000, max_tokens=1000), lambda: voice.num_said < 3)
+    pieces = drawer.said(job(voice, prompt="a " * 100_000, max_tokens=100_000), lambda: voice.num_said < 3)
     with pytest.raises(ConnectionError, match="the client has left"):
         list(pieces)
-    voice.num_said = 0
-    assert said(drawer, job(voice))[-1].end == "stop"  # the next one is answered, and soon
-    assert voice.num_said == 3
+    assert said(drawer, job(type(voice)()))[-1].end == "stop"  # the next one is answered, and soon
+    assert voice.num_said < 90_000
 
 
 def test_an_answer_left_in_the_middle_is_drawn_no_further(drawer, voice):
