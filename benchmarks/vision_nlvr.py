@@ -101,7 +101,7 @@ def write_rows(nlvr: Path, split: str, folder: Path) -> Path:
 
 
 def is_right(response: str, answer: str) -> float:
-    """1 for the better answer. A prompt has one row for each worse answer, so its rows agree on the better one."""
+    """1 for the better answer of the row. Rows about one strip may prefer different ones, so 1 is out of reach."""
     return float(response.strip() == answer)
 
 
