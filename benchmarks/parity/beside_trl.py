@@ -6,14 +6,14 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datamodules import PreferenceDataModule, SFTDataModule
@@ -44,7 +44,11 @@ def write_adapter(model: str, folder: Path) -> None:
     """A LoRA adapter on all linear layers, random on both sides."""
     torch.manual_seed(0)
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0)
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
+    save_stirred(get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config), folder)
+
+
+def save_stirred(adapted: PeftModel, folder: Path) -> None:
+    """Save an adapter whose B matrices are not zero, so that a reference is a frozen copy of it."""
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -69,6 +73,52 @@ def tokens_of(batch: PreferenceBatch) -> dict[int, dict[str, list[int]]]:
             names = ("prompt_ids", "chosen_ids", "rejected_ids")
             tokens[int(row.rpartition(":")[2])] = dict(zip(names, texts, strict=True))
     return tokens
+
+
+class Course(Callback):
+    """Collects what every step came to, and the tokens of every row, by row number.
+
+    Args:
+        columns: what is collected, by its name here: the metric that is logged.
+    """
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self.columns = columns
+        self.course: dict[str, list[float]] = {name: [] for name in columns}
+        self.tokens: dict[int, dict[str, list[int]]] = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
+    ) -> None:
+        """Keep what one step came to."""
+        for name, column in self.columns.items():
+            self.course[name].append(float(trainer.callback_metrics[column]))
+        self.tokens.update(tokens_of(batch))
+
+
+class HasLosses(Protocol):
+    """What a run of our side says: the loss of every step, and the tokens of every row, by row number."""
+
+    losses: list[float]
+    tokens: dict[int, dict[str, list[int]]]
+
+
+def compare_losses(run: Callable[[Plan, Any], HasLosses], plan: Plan, theirs: dict[str, Any]) -> dict[str, float]:
+    """Run our side of every setting; the worst relative difference of its losses to TRL's.
+
+    Raises:
+        ValueError: if both sides were not trained on the same tokens.
+    """
+    worst = {}
+    for name, settings in plan["settings"].items():
+        ours = run(plan, settings)
+        if [tokens for _, tokens in sorted(ours.tokens.items())] != theirs["tokens"]:
+            raise ValueError("both sides must be trained on the same tokens, and were not")
+        pairs = list(zip(theirs[name], ours.losses, strict=True))
+        worst[name] = max(abs(mine - other) / max(abs(other), 1e-8) for other, mine in pairs)
+        first, last = pairs[0][0], pairs[-1][0]
+        print(f"{name:>15}: {first:.6f} -> {last:.6f} in {len(pairs)} steps, worst relative {worst[name]:.1e}")
+    return worst
 
 
 def fit(

@@ -10,11 +10,12 @@ Exits with an error if a loss differs by more than 1e-4 relative at any step. ``
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from beside_trl import Plan, fit, parser, rows_that_fit, run_both, tokens_of, write_adapter, write_rows
+from beside_trl import Plan, compare_losses, fit, parser, rows_that_fit, run_both, tokens_of, write_adapter, write_rows
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import lit_rlhf.losses
@@ -90,25 +91,13 @@ def make_plan(folder: Path, model: str, data: Path, numbers: dict[str, Any]) -> 
     }
 
 
-def compare(plan: Plan, theirs: dict[str, Any]) -> dict[str, float]:
-    """Run our side of every setting; the worst relative difference of its losses to TRL's."""
-    worst = {}
-    for name, settings in plan["settings"].items():
-        ours = run(plan, settings)
-        if [tokens for _, tokens in sorted(ours.tokens.items())] != theirs["tokens"]:
-            raise ValueError("both sides must be trained on the same tokens, and were not")
-        pairs = list(zip(theirs[name], ours.losses, strict=True))
-        worst[name] = max(abs(mine - other) / max(abs(other), 1e-8) for other, mine in pairs)
-        first, last = pairs[0][0], pairs[-1][0]
-        print(f"{name:>10}: {first:.6f} -> {last:.6f} in {len(pairs)} steps, worst relative {worst[name]:.1e}")
-    return worst
-
-
 def main() -> None:
     """Prepare the start, run both sides, compare."""
     options = parser(__doc__, is_start_embedded=False).parse_args()
     script = Path(__file__).with_name("dpo_trl.py")
-    run_both(script, options, lambda out: make_plan(out, options.model, options.data, NUMBERS), compare)
+    run_both(
+        script, options, lambda out: make_plan(out, options.model, options.data, NUMBERS), partial(compare_losses, run)
+    )
 
 
 if __name__ == "__main__":

@@ -24,23 +24,23 @@ class Unrounded(DPOTrainer):
         return loss
 
 
-def run(plan: dict[str, Any], settings: dict[str, Any]) -> tuple[list[float], DPOTrainer]:
-    """Train with one loss, the reference live."""
+def train(plan: dict[str, Any], **options: Any) -> tuple[list[float], DPOTrainer]:
+    """Train with further options of DPOConfig, the reference live."""
     base = AutoModelForCausalLM.from_pretrained(plan["model"], dtype=torch.float32)
     trainer = Unrounded(
         PeftModel.from_pretrained(base, plan["adapter"], is_trainable=True),
-        args=DPOConfig(
-            loss_type=settings["losses"],
-            loss_weights=settings["weights"],
-            beta=settings["beta"],
-            **settings_of(plan),
-        ),
+        args=DPOConfig(**options, **settings_of(plan)),
         train_dataset=read_rows(plan["rows"]),
         processing_class=AutoTokenizer.from_pretrained(plan["model"]),
     )
     trainer.losses = []
     trainer.train()
     return trainer.losses, trainer
+
+
+def run(plan: dict[str, Any], settings: dict[str, Any]) -> tuple[list[float], DPOTrainer]:
+    """Train with one loss."""
+    return train(plan, loss_type=settings["losses"], loss_weights=settings["weights"], beta=settings["beta"])
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ Exits with an error if a loss differs by more than 1e-4 relative at any step. ``
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dpo
 import torch
-from beside_trl import Plan, fit, parser, run_both
+from beside_trl import Plan, compare_losses, fit, parser, run_both
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_rlhf import BackboneConfig, DPOModule
@@ -48,24 +49,13 @@ def make_plan(folder: Path, model: str, data: Path, numbers: dict[str, Any]) -> 
     return {**dpo.make_plan(folder, str(folder / "model"), data, numbers), "settings": SETTINGS}
 
 
-def compare(plan: Plan, theirs: dict[str, Any]) -> dict[str, float]:
-    """Run our side of every setting; the worst relative difference of its losses to TRL's."""
-    worst = {}
-    for name, settings in plan["settings"].items():
-        ours = run(plan, settings)
-        if [tokens for _, tokens in sorted(ours.tokens.items())] != theirs["tokens"]:
-            raise ValueError("both sides must be trained on the same tokens, and were not")
-        pairs = list(zip(theirs[name], ours.losses, strict=True))
-        worst[name] = max(abs(mine - other) / max(abs(other), 1e-8) for other, mine in pairs)
-        print(f"{name:>10}: {pairs[0][0]:.6f} -> {pairs[-1][0]:.6f}, worst relative {worst[name]:.1e}")
-    return worst
-
-
 def main() -> None:
     """Prepare the start, run both sides, compare."""
     options = parser(__doc__, is_start_embedded=False).parse_args()
     script = Path(__file__).with_name("moe_trl.py")
-    run_both(script, options, lambda out: make_plan(out, options.model, options.data, NUMBERS), compare)
+    run_both(
+        script, options, lambda out: make_plan(out, options.model, options.data, NUMBERS), partial(compare_losses, run)
+    )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from beside_trl import Plan, fit, parser, rows_that_fit, run_both, tokens_of, write_rows
-from lightning.pytorch import Callback, LightningModule, Trainer
+from beside_trl import Course, Plan, fit, parser, rows_that_fit, run_both, save_stirred, write_rows
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -27,7 +26,6 @@ from lit_rlhf.embedded import ASSETS
 from lit_rlhf.losses import bradley_terry_loss, centring_loss
 from lit_rlhf.losses.reward_terms import RewardTerm
 from lit_rlhf.schedules import WarmupDecay
-from lit_rlhf.types import PreferenceBatch
 
 # At ten times the rate the whole model would magnify rounding alone a thousandfold in 40 steps.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -60,10 +58,7 @@ def write_starts(model: str, folder: Path, seed: int = 0) -> dict[str, str]:
     whole.save_pretrained(folder / "full")
     AutoTokenizer.from_pretrained(model).save_pretrained(folder / "full")
     adapted = get_peft_model(whole, LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=8, target_modules="all-linear"))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-    adapted.save_pretrained(folder / "adapter")
+    save_stirred(adapted, folder / "adapter")
     return {name: str(folder / name) for name in ("full", "adapter")}
 
 
@@ -85,22 +80,6 @@ def make_plan(folder: Path, model: str | None, data: Path | None, numbers: dict[
     }
 
 
-class Course(Callback):
-    """Collects what every step came to, and the tokens of every row, by row number."""
-
-    def __init__(self) -> None:
-        self.course: dict[str, list[float]] = {name: [] for name in COLUMNS}
-        self.tokens: dict[int, dict[str, list[int]]] = {}
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
-    ) -> None:
-        """Keep what one step came to."""
-        for name, column in COLUMNS.items():
-            self.course[name].append(float(trainer.callback_metrics[column]))
-        self.tokens.update(tokens_of(batch))
-
-
 def make_module(plan: Plan, settings: dict[str, Any]) -> RewardModule:
     """What to train under one setting, from the start that TRL's side has."""
     if settings["tuning"] == "full":
@@ -120,7 +99,7 @@ def run(plan: Plan, settings: dict[str, Any]) -> Course:
     """Train under one setting, the way TRL's side does."""
     module = make_module(plan, settings)
     rows = plan["rows_with_margins" if settings["margins"] else "rows"]
-    fit(module, rows, plan, watch := Course())
+    fit(module, rows, plan, watch := Course(COLUMNS))
     return watch
 
 

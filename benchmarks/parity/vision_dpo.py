@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from beside_trl import Plan, fit, parser, run_both, tokens_of, write_rows
-from lightning.pytorch import Callback, LightningModule, Trainer
+from beside_trl import Course, Plan, fit, parser, run_both, save_stirred, write_rows
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
 
 from lit_rlhf import BackboneConfig, DPOModule
 from lit_rlhf.schedules import WarmupDecay
-from lit_rlhf.types import PreferenceBatch
 
 sys.path.append(str(Path(__file__).parents[1]))
 from llava_model import make_llava
@@ -52,22 +50,6 @@ NUMBERS: dict[str, Any] = {
 COLUMNS = {"loss": "train/loss", "chosen": "train/logprobs/chosen", "rejected": "train/logprobs/rejected"}
 
 
-class Course(Callback):
-    """Collects what every step came to, and the tokens of every row, by row number."""
-
-    def __init__(self) -> None:
-        self.course: dict[str, list[float]] = {name: [] for name in COLUMNS}
-        self.tokens: dict[int, dict[str, list[int]]] = {}
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
-    ) -> None:
-        """Keep what one step came to."""
-        for name, column in COLUMNS.items():
-            self.course[name].append(float(trainer.callback_metrics[column]))
-        self.tokens.update(tokens_of(batch))
-
-
 def run(plan: Plan, settings: dict[str, str]) -> Course:
     """Train with one adapter, the way TRL's side does."""
     module = DPOModule(
@@ -75,7 +57,7 @@ def run(plan: Plan, settings: dict[str, str]) -> Course:
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=plan["lr"], weight_decay=0.0),
         lr_scheduler=lambda optimizer: WarmupDecay(optimizer, decay="constant"),
     )
-    fit(module, plan["rows"], plan, watch := Course())
+    fit(module, plan["rows"], plan, watch := Course(COLUMNS))
     return watch
 
 
@@ -84,10 +66,7 @@ def write_adapter(model: Path, targets: str, folder: Path) -> str:
     torch.manual_seed(0)
     base = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
     adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=targets, lora_dropout=0.0))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-    adapted.save_pretrained(folder)
+    save_stirred(adapted, folder)
     return str(folder)
 
 

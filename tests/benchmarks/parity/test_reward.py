@@ -60,7 +60,7 @@ def test_a_change_is_seen(script, plans, name, value):
 
 def test_the_worst_difference_counts_and_tokens_must_be_equal(script, monkeypatch):
     def watched(name):
-        course = script.Course()
+        course = script.Course(script.COLUMNS)
         course.course = {"loss": [0.5, 0.5], "margin": [0.0, {"one": 0.25, "other": 0.5}[name]], "accuracy": [1.0, 1.0]}
         course.tokens = {2: {"prompt_ids": [1], "chosen_ids": [4], "rejected_ids": [5]}}
         course.tokens[1] = {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}

@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText
 
 from lit_rlhf.models.building import build_backbone
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
-from tests.tiny_pictures import make_seeing
+from tests.tiny_pictures import make_seeing, row_logprobs
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +44,21 @@ def own(seeing):
         return AutoModelForImageTextToText.from_pretrained(seeing(kind), attn_implementation="eager").eval()
 
     return load
+
+
+@pytest.fixture
+def assert_rows_alone(stir):
+    """Whether a forest is what the plain model says of each of its rows alone, before and after an adapter moved."""
+
+    def compare(backbone, plain, forest):
+        with torch.no_grad():
+            expected = row_logprobs(plain, forest)
+            assert torch.allclose(backbone.token_logprobs(forest).logprobs, expected, atol=1e-5)
+            stir(backbone)
+            moved = backbone.token_logprobs(forest).logprobs
+            assert not torch.allclose(moved, expected, atol=1e-2)
+            merged = backbone.model.merge_and_unload()
+            merged.set_attn_implementation("eager")
+            assert torch.allclose(moved, row_logprobs(merged, forest), atol=2e-5)
+
+    return compare
