@@ -107,13 +107,17 @@ def compare_losses(run: Callable[[Plan, Any], HasLosses], plan: Plan, theirs: di
     """Run our side of every setting; the worst relative difference of its losses to TRL's.
 
     Raises:
-        ValueError: if both sides were not trained on the same tokens.
+        ValueError: if both sides were not trained on the same tokens, or took different numbers of steps.
     """
     worst = {}
     for name, settings in plan["settings"].items():
         ours = run(plan, settings)
         if [tokens for _, tokens in sorted(ours.tokens.items())] != theirs["tokens"]:
             raise ValueError("both sides must be trained on the same tokens, and were not")
+        if len(theirs[name]) != len(ours.losses):
+            raise ValueError(
+                f"{name}: TRL took {len(theirs[name])} steps, ours {len(ours.losses)}; they must be as many"
+            )
         pairs = list(zip(theirs[name], ours.losses, strict=True))
         worst[name] = max(abs(mine - other) / max(abs(other), 1e-8) for other, mine in pairs)
         first, last = pairs[0][0], pairs[-1][0]
