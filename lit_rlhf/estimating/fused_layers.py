@@ -1,6 +1,7 @@
 """Bytes that decoder layers of the Llama type keep and need in passing, where our own functions compute them.
 
-Each formula counts what :mod:`lit_rlhf.models.layers.fused` keeps, tensor by tensor; docs/estimate.md derives them.
+Each formula counts what :mod:`lit_rlhf.models.layers.fused_functions` keeps, tensor by tensor; docs/estimate.md derives
+them.
 
 Shape letters: T tokens of a forward pass, N of them whose hidden states are read, H hidden size, Q numbers of all query
 heads, K of all key heads, I MLP width, L layers; a bytes of a number.
@@ -25,6 +26,7 @@ class Widths(NamedTuple):
         is_normed: whether queries and keys of each head are normed (Qwen3).
         on_gpu: the attention of a GPU keeps its own output, and the keys of a prompt for each response but the first;
             counted is one such response.
+        portion: part of the tokens that is computed at a time.
     """
 
     hidden: int
@@ -36,6 +38,7 @@ class Widths(NamedTuple):
     number_bytes: int
     is_normed: bool = False
     on_gpu: bool = False
+    portion: float = 1.0
 
 
 def kept_by_rows(w: Widths) -> int:
@@ -58,14 +61,14 @@ def kept_per_token(w: Widths) -> int:
 
 
 def backward_mlp(w: Widths) -> int:
-    """Bytes per token in passing, in the backward pass of the gated MLP, beside the gradient that comes in."""
+    """Bytes per token in passing, in the backward pass of the gated MLP: what comes in, what goes out, and between."""
     wide = 3 * w.mlp * w.number_bytes
     # Behind it the norm, in float32: the gradient, its product with the input, and the input again where it is shorter.
     norm = 2 * w.mlp * w.number_bytes + (8 + 4 * (w.number_bytes < 4)) * w.hidden + w.number_bytes * w.hidden
-    return max(wide, norm) + w.number_bytes * w.hidden
+    return round(w.portion * max(wide, norm)) + 2 * w.number_bytes * w.hidden
 
 
 def forward_pass(w: Widths) -> int:
     """Bytes per token of a layer whose forward pass no backward pass follows."""
     attention = w.hidden + 2 * w.query + 2 * w.key
-    return w.number_bytes * (w.hidden + max(3 * w.mlp, attention))
+    return w.number_bytes * (w.hidden + max(w.hidden + round(w.portion * 3 * w.mlp), attention))

@@ -20,6 +20,7 @@ from lit_rlhf.estimating.run import Run
 from lit_rlhf.estimating.tracing import Traced, trace_layers
 from lit_rlhf.models import adapters
 from lit_rlhf.models.layers.linear_logprobs import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS
+from lit_rlhf.models.layers.products import PORTION
 from lit_rlhf.models.loading import OWN_ATTENTION, switch_dropout_off
 from lit_rlhf.types import Forest, Segment
 
@@ -138,6 +139,7 @@ def widths(run: Run, found: Anatomy) -> Widths:
         number_bytes=found.dtype.itemsize,
         is_normed=any(name == "q_norm" for name, _ in attention.named_children()),
         on_gpu=run.device == "cuda",
+        portion=1.0 if run.device == "cuda" else min(1.0, PORTION / max(1, run.pass_tokens)),
     )
 
 
@@ -246,4 +248,5 @@ def _weights_in_passing(run: Run, found: Anatomy) -> int:
     is_folded = is_fused(run, found) and found.dtype == torch.float32
     if run.backbone.quantization == "none" and not is_folded:
         return 0
-    return 2 * _largest(found.layers) * found.dtype.itemsize
+    # The MLP of a CPU, which goes through portions of the tokens, makes its three weights once for all of them.
+    return (2 if run.device == "cuda" else 3) * _largest(found.layers) * found.dtype.itemsize

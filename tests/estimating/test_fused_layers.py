@@ -34,10 +34,17 @@ def test_a_gpu_keeps_an_output_and_keys_of_its_own():
 
 def test_the_backward_pass_of_the_mlp_is_the_larger_of_two_moments():
     # Half precision, a narrow MLP: the norm behind it, in float32. A wide one: three tensors of its width.
-    assert backward_mlp(LLAMA_3._replace(mlp=4096)) == 4 * 4096 + 12 * 4096 + 2 * 4096 + 2 * 4096
-    assert backward_mlp(LLAMA_3._replace(mlp=40_000)) == 6 * 40_000 + 2 * 4096
+    assert backward_mlp(LLAMA_3._replace(mlp=4096)) == 4 * 4096 + 12 * 4096 + 2 * 4096 + 4 * 4096
+    assert backward_mlp(LLAMA_3._replace(mlp=40_000)) == 6 * 40_000 + 4 * 4096
+
+
+def test_what_is_in_passing_is_of_the_tokens_that_are_computed_at_a_time():
+    portion = LLAMA_3._replace(portion=0.25)
+    assert backward_mlp(LLAMA_3) == 2 * 2 * 14336 + 14 * 4096 + 4 * 4096
+    assert backward_mlp(portion) == (2 * 2 * 14336 + 14 * 4096) // 4 + 4 * 4096
+    assert forward_pass(portion) == 2 * (4096 + 4096 + 3 * 14336 // 4)
 
 
 def test_a_pass_without_a_graph_needs_the_mlp_or_the_attention():
-    assert forward_pass(LLAMA_3) == 2 * (4096 + 3 * 14336)
+    assert forward_pass(LLAMA_3) == 2 * (4096 + 4096 + 3 * 14336)
     assert forward_pass(LLAMA_3._replace(mlp=100)) == 2 * (4096 + 4096 + 2 * 4096 + 2 * 1024)

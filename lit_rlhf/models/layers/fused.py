@@ -1,17 +1,7 @@
 """Decoder layers of the Llama type that keep less for the backward pass and do less in it.
 
-A layer is cut where its backward pass needs a tensor, and each cut keeps what cannot be computed again cheaply:
-
-    x -> norm -> q, k, v -> rotation          keeps x, 1/rms
-      -> attention                            keeps q, k, v, its output a
-    h = x + o(a)                              keeps a (the same memory)
-    y = h + down(silu(gate(n)) * up(n)),      keeps h, 1/rms, gate(n), up(n)
-        n = norm(h)
-
-Normed tensors, silu(gate) * up and everything inside the adapters are formed again in the backward pass. Without
-grouped queries that leaves six hidden and two MLP widths of numbers per token and layer, where the stock layer with
-PEFT keeps about twice as much. The algebra of the adapters is in :mod:`lit_rlhf.models.layers.lora_linear`;
-hand-written LoRA gradients that recompute are Unsloth's idea.
+What a layer keeps and forms again is in :mod:`lit_rlhf.models.layers.fused_functions`, the algebra of the adapters in
+:mod:`lit_rlhf.models.layers.lora_linear`.
 
 The last layer computes queries, output and MLP only of the rows that the caller reads, where a
 :class:`lit_rlhf.models.layers.attention.ForestLayout` says which; it then returns only those rows.
@@ -20,17 +10,15 @@ A layer keeps its parameters, its place and its name. At each call it looks at w
 takes the stock path for ordinary rows (generation, the padded layout) and for what does not fit: adapter dropout, DoRA,
 trained weights, int8, autocast, hooks on inner modules.
 
-Shape letters: T tokens of the forest, H hidden size, I MLP width, D head dimension.
+Shape letters: T tokens of the forest, Q queries, H hidden size, D head dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
@@ -40,7 +28,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3Decode
 
 from lit_rlhf.models.layers.attention import ForestLayout, forest_attention
 from lit_rlhf.models.layers.cached_attention import CachedRows
-from lit_rlhf.models.layers.lora_linear import Projection, projected, projected_backward, projection_of
+from lit_rlhf.models.layers.fused_functions import GatedMlp, Norm, Turn, add_gated_mlp, add_projection, project, turned
+from lit_rlhf.models.layers.lora_linear import Projection, projection_of
 
 
 def fuse(model: PreTrainedModel) -> int:
@@ -104,39 +93,39 @@ class _FusedLayer(GradientCheckpointingLayer):
         )
         return None if any(part is None for part in parts) else _Parts(*cast(Any, parts))
 
-    def _compute(self, inputs: Tensor, parts: _Parts, layout: ForestLayout | CachedRows, **kwargs: Any) -> Tensor:
-        """(T, H) to the hidden states (Q, H) of the layout's queries."""
-        if layout.rows is None:
-            residual = inputs
-            query, key, value = _project(inputs, parts.input_norm, parts.query, parts.key, parts.value)
-        else:
-            residual = inputs.index_select(0, layout.rows)
-            (query,) = _project(residual, parts.input_norm, parts.query)
-            key, value = _project(inputs, parts.input_norm, parts.key, parts.value)
-        attended = self._attend(query, key, value, layout, **kwargs)
-        hidden = _AddProjection.of(residual, attended, parts.output, *_adapters(parts.output))
-        return _AddGatedMlp.of(hidden, parts, *_adapters(parts.gate, parts.up, parts.down))
-
-    def _attend(
+    def _compute(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        inputs: Tensor,
+        parts: _Parts,
         layout: ForestLayout | CachedRows,
         *,
         position_embeddings: tuple[Tensor, Tensor],
         **kwargs: Any,
     ) -> Tensor:
-        """Output (Q, heads * D) of attention, before its projection."""
-        attention = self.self_attn
+        """(T, H) to the hidden states (Q, H) of the layout's queries."""
+        norm, attention = parts.input_norm, self.self_attn
+        residual = inputs if layout.rows is None else inputs.index_select(0, layout.rows)
+        turn = Turn(*(x[0].unsqueeze(1) for x in position_embeddings))
+        own_turn = turn if layout.rows is None else turn.of(layout.rows)
+        # Heads that are normed are turned behind that.
+        is_normed = isinstance(attention, Qwen3Attention)
+        early, own_early = (None, None) if is_normed else (turn, own_turn)
+        if layout.rows is None:
+            query, key, value = project(inputs, norm, [parts.query, parts.key, parts.value], [early, early, None])
+        else:
+            (query,) = project(residual, norm, [parts.query], [own_early])
+            key, value = project(inputs, norm, [parts.key, parts.value], [early, None])
         query, key, value = (x.unflatten(-1, (-1, attention.head_dim)) for x in (query, key, value))
-        if isinstance(attention, Qwen3Attention):
-            query, key = attention.q_norm(query), attention.k_norm(key)
-        cos, sin = (x[0].unsqueeze(1) for x in position_embeddings)
-        key = _Rotation.of(key, cos, sin)
-        if layout.rows is not None:
-            cos, sin = cos.index_select(0, layout.rows), sin.index_select(0, layout.rows)
-        query = _Rotation.of(query, cos, sin)
+        if is_normed:
+            query, key = turned(attention.q_norm(query), own_turn), turned(attention.k_norm(key), turn)
+        attended = self._attend(query, key, value, layout, **kwargs)
+        return add_gated_mlp(add_projection(residual, attended, parts.output), parts.mlp)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, layout: ForestLayout | CachedRows, **kwargs: Any
+    ) -> Tensor:
+        """Output (Q, heads * D) of attention, before its projection; from (Q or T, heads, D)."""
+        attention = self.self_attn
         query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
         options = {
             "dropout": attention.attention_dropout if self.training else 0.0,
@@ -154,47 +143,30 @@ _FUSED: dict[type, type] = {
 """Stock decoder layers and what takes their place. The name stays: sharding and device maps go by it."""
 
 
-class _Norm(NamedTuple):
-    """An RMS norm with a frozen weight (H,)."""
-
-    weight: Tensor
-    epsilon: float
-
-    def inverse_rms(self, inputs: Tensor) -> Tensor:
-        """(T, 1) float32."""
-        squares = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True, dtype=torch.float32).square_()
-        return squares.div_(inputs.shape[-1]).add_(self.epsilon).rsqrt_()
-
-    def __call__(self, inputs: Tensor, inverse_rms: Tensor) -> Tensor:
-        """(T, H), in new memory."""
-        return (inputs * inverse_rms).to(inputs.dtype).mul_(self.weight)
-
-    def backward(self, gradient: Tensor, inputs: Tensor, inverse_rms: Tensor) -> Tensor:
-        """Gradient (T, H) of the inputs. May overwrite ``gradient``."""
-        scaled = gradient.float().mul_(self.weight)
-        along = torch.linalg.vecdot(scaled, inputs.float())[:, None].mul_(inverse_rms**3).div_(inputs.shape[-1])
-        return scaled.mul_(inverse_rms).addcmul_(inputs, along, value=-1.0).to(inputs.dtype)
-
-
 class _Parts(NamedTuple):
     """What a decoder layer computes with at one call."""
 
-    input_norm: _Norm
+    input_norm: Norm
     query: Projection
     key: Projection
     value: Projection
     output: Projection
-    mlp_norm: _Norm
+    mlp_norm: Norm
     gate: Projection
     up: Projection
     down: Projection
 
+    @property
+    def mlp(self) -> GatedMlp:
+        """Those of the second half."""
+        return GatedMlp(self.mlp_norm, self.gate, self.up, self.down)
 
-def _norm_of(module: nn.Module, dtype: torch.dtype) -> _Norm | None:
+
+def _norm_of(module: nn.Module, dtype: torch.dtype) -> Norm | None:
     if not isinstance(module, LlamaRMSNorm | MistralRMSNorm | Qwen2RMSNorm | Qwen3RMSNorm):
         return None
     fits = module.weight.dtype == dtype and not module.weight.requires_grad
-    return _Norm(module.weight, module.variance_epsilon) if fits else None
+    return Norm(module.weight, module.variance_epsilon) if fits else None
 
 
 def _window(attention: nn.Module) -> int | None:
@@ -202,139 +174,3 @@ def _window(attention: nn.Module) -> int | None:
     if isinstance(attention, MistralAttention):
         return attention.config.sliding_window
     return attention.sliding_window if isinstance(attention, Qwen2Attention | Qwen3Attention) else None
-
-
-def _adapters(*projections: Projection) -> list[Tensor | None]:
-    """A and B of each layer in turn: what autograd must see to pass their gradients on."""
-    pairs = [(None, None) if p.adapter is None else (p.adapter.a, p.adapter.b) for p in projections]
-    return [matrix for pair in pairs for matrix in pair]
-
-
-def _project(inputs: Tensor, norm: _Norm, *projections: Projection) -> tuple[Tensor, ...]:
-    """Outputs (T, O) of linear layers that read normed ``inputs`` (T, H)."""
-    return _NormedProjections.of(inputs, norm, projections, *_adapters(*projections))
-
-
-class _Function(torch.autograd.Function):
-    """A step of autograd that costs no more than its forward pass where nothing is differentiated."""
-
-    @classmethod
-    def of(cls, *args: Any) -> Any:
-        """``apply``; autograd takes longer to enter a step than a step takes that computes few rows."""
-        return cls.apply(*args) if torch.is_grad_enabled() else cls.forward(_Nothing(), *args)
-
-
-class _Nothing:
-    """The context of a step that no backward pass follows."""
-
-    def save_for_backward(self, *tensors: Tensor) -> None:
-        """Keep none of them."""
-
-
-class _NormedProjections(_Function):
-    """``norm(x) W^T`` for several W. Keeps x and its 1/rms."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, inputs: Tensor, norm: _Norm, projections: Sequence[Projection], *adapters: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        inverse_rms = norm.inverse_rms(inputs)
-        ctx.norm, ctx.projections = norm, projections
-        ctx.save_for_backward(inputs, inverse_rms)
-        return projected(norm(inputs, inverse_rms), projections)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, inverse_rms = ctx.saved_tensors
-        gradient, adapters = projected_backward(
-            ctx.norm(inputs, inverse_rms),
-            ctx.projections,
-            gradients,
-            wants_inputs=ctx.needs_input_grad[0],
-            wants_adapters=any(ctx.needs_input_grad[3:]),
-        )
-        if gradient is not None:
-            gradient = ctx.norm.backward(gradient, inputs, inverse_rms)
-        return gradient, None, None, *adapters
-
-
-class _Rotation(_Function):
-    """Rotary positions on (T, heads, D): pairs (i, i + D / 2) turn by the angles (T, 1, D). Keeps the angles alone."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotated(inputs, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
-        return _rotated(gradient, cos, -sin.roll(sin.shape[-1] // 2, -1)), None, None
-
-
-def _rotated(inputs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    output = inputs * cos
-    (first, second), (first_sin, second_sin) = inputs.chunk(2, -1), sin.chunk(2, -1)
-    first_output, second_output = output.chunk(2, -1)
-    first_output.addcmul_(second, first_sin, value=-1.0)
-    second_output.addcmul_(first, second_sin)
-    return output
-
-
-class _AddProjection(_Function):
-    """``residual + x W^T``. Keeps x."""
-
-    @staticmethod
-    def forward(ctx: Any, residual: Tensor, inputs: Tensor, projection: Projection, *adapter: Tensor | None) -> Tensor:
-        ctx.projection = projection
-        ctx.save_for_backward(inputs)
-        return projected(inputs, [projection])[0].add_(residual)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (inputs,) = ctx.saved_tensors
-        for_inputs, adapter = projected_backward(
-            inputs,
-            [ctx.projection],
-            [gradient],
-            wants_inputs=ctx.needs_input_grad[1],
-            wants_adapters=any(ctx.needs_input_grad[3:]),
-        )
-        return gradient, for_inputs, None, *adapter
-
-
-class _AddGatedMlp(_Function):
-    """``x + down(silu(gate(n)) * up(n))``, n = norm(x). Keeps x, its 1/rms, gate(n) and up(n)."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, parts: _Parts, *adapters: Tensor | None) -> Tensor:
-        inverse_rms = parts.mlp_norm.inverse_rms(inputs)
-        gate, up = projected(parts.mlp_norm(inputs, inverse_rms), [parts.gate, parts.up])
-        ctx.parts = parts
-        ctx.save_for_backward(inputs, inverse_rms, gate, up)
-        return projected(silu(gate).mul_(up), [parts.down])[0].add_(inputs)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, inverse_rms, gate, up = ctx.saved_tensors
-        parts, wants_adapters = ctx.parts, any(ctx.needs_input_grad[2:])
-        active = silu(gate)
-        product = active * up
-        for_product, down_adapter = projected_backward(
-            product, [parts.down], [gradient], wants_inputs=True, wants_adapters=wants_adapters
-        )
-        assert for_product is not None
-        for_up = torch.mul(for_product, active, out=product)
-        del active
-        for_gate = torch.ops.aten.silu_backward(for_product.mul_(up), gate)
-        del for_product
-        for_inputs, adapters = projected_backward(
-            parts.mlp_norm(inputs, inverse_rms),
-            [parts.gate, parts.up],
-            [for_gate, for_up],
-            wants_inputs=ctx.needs_input_grad[0],
-            wants_adapters=wants_adapters,
-        )
-        if for_inputs is not None:
-            for_inputs = parts.mlp_norm.backward(for_inputs, inputs, inverse_rms).add_(gradient)
-        return for_inputs, None, *adapters, *down_adapter

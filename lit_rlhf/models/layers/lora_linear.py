@@ -25,8 +25,7 @@ from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
-_PACKED_FOR = 16
-"""Rows that a packed weight is laid out for."""
+from lit_rlhf.models.layers.products import add_product, packed, product
 
 
 class Adapter(NamedTuple):
@@ -56,26 +55,36 @@ class Projection(NamedTuple):
         bias: (O,) or None.
         quant_state: how bitsandbytes packed the weight; None = it is dense.
         adapter: None = none is on.
+        holds_adapter: whether the weight is a copy that the adapter is folded into.
     """
 
     weight: Tensor
     bias: Tensor | None
     quant_state: bitsandbytes.functional.QuantState | None = None
     adapter: Adapter | None = None
+    holds_adapter: bool = False
 
     @property
     def num_weights(self) -> int:
         """O * I."""
         return (self.weight if self.quant_state is None else self.quant_state).shape.numel()
 
-    def weight_for(self, inputs: Tensor) -> Tensor:
-        """(O, I) the weight, in the type of ``inputs`` (T, I), with the adapter in it where that is folded."""
-        is_folded = self.adapter is not None and self.adapter.is_folded(inputs)
-        return self._folded(inputs.dtype) if is_folded else self._dense(inputs.dtype)
+    def ready(self, inputs: Tensor) -> Projection:
+        """The same layer with a dense weight in the type of ``inputs`` (T, I), the adapter in it where it is folded."""
+        if self.holds_adapter or self.weight.is_mkldnn:
+            return self
+        if self.adapter is not None and self.adapter.is_folded(inputs):
+            return self._replace(weight=self._folded(inputs.dtype), quant_state=None, holds_adapter=True)
+        return self._replace(weight=self._dense(inputs.dtype), quant_state=None)
+
+    def beside(self, inputs: Tensor) -> Adapter | None:
+        """The adapter where it is applied beside the weight to ``inputs`` (T, I)."""
+        is_in = self.adapter is None or self.holds_adapter or self.adapter.is_folded(inputs)
+        return None if is_in else self.adapter
 
     def packed(self) -> Projection:
         """The same layer for float32 inputs on a CPU, its adapter in a copy of the weight that few rows read faster."""
-        return Projection(torch.ops.mkldnn._reorder_linear_weight(self._folded(torch.float32), _PACKED_FOR), self.bias)
+        return Projection(packed(self._folded(torch.float32)), self.bias)
 
     def _dense(self, dtype: torch.dtype) -> Tensor:
         """(O, I) the frozen weight alone."""
@@ -137,27 +146,15 @@ def quant_state_of(module: bitsandbytes.nn.Linear4bit) -> bitsandbytes.functiona
 
 def projected(inputs: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, ...]:
     """Outputs (T, O) of layers that all read ``inputs`` (T, I), each in new memory."""
-    beside = [p.adapter for p in projections if p.adapter is not None and not p.adapter.is_folded(inputs)]
-    lows = _lows(inputs, beside)
+    lows = _lows(inputs, [adapter for p in projections if (adapter := p.beside(inputs)) is not None])
     outputs = []
     for projection in projections:
         bias = None if projection.bias is None else projection.bias.to(inputs.dtype)
-        product = _packed_product if projection.weight.is_mkldnn else nn.functional.linear
-        output = product(inputs, projection.weight_for(inputs), bias)
-        adapter = projection.adapter
-        if adapter is not None and not adapter.is_folded(inputs):
+        output = product(inputs, projection.ready(inputs).weight, bias)
+        if (adapter := projection.beside(inputs)) is not None:
             output.addmm_(next(lows), adapter.b.to(output.dtype).T, alpha=adapter.scale)
         outputs.append(output)
     return tuple(outputs)
-
-
-def _packed_product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x W^T + c`` (T, O) by oneDNN, for a weight that is packed."""
-    # Four rows cost less than one to three, and oneDNN keeps code, half a MiB, for each number of rows that it meets.
-    num_rows = inputs.shape[0]
-    if num_rows % 4:
-        inputs = nn.functional.pad(inputs, (0, 0, 0, -num_rows % 4))
-    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")[:num_rows]
 
 
 def projected_backward(
@@ -183,17 +180,23 @@ def projected_backward(
     """
     adapters = [projection.adapter for projection in projections]
     # s (g B) of each layer, (T, r)
-    lows = [None if x is None else g @ (x.b * x.scale).to(g.dtype) for x, g in zip(adapters, gradients, strict=True)]
+    lows = [
+        None if x is None else product(g, (x.b * x.scale).to(g.dtype).T)
+        for x, g in zip(adapters, gradients, strict=True)
+    ]
     adapter_gradients: list[Tensor | None] = [None] * (2 * len(projections))
     if wants_adapters:
         adapter_gradients = _adapter_gradients(inputs, adapters, gradients, lows)
     if not wants_inputs:
         return None, adapter_gradients
     total: Tensor | None = None
-    for projection, adapter, gradient, low in zip(projections, adapters, gradients, lows, strict=True):
-        weight = projection.weight_for(inputs)
-        total = gradient @ weight if total is None else total.addmm_(gradient, weight)
-        if adapter is not None and low is not None and not adapter.is_folded(inputs):
+    for projection, gradient, low in zip(projections, gradients, lows, strict=True):
+        weight = projection.ready(inputs).weight.T
+        if total is None:
+            total = product(gradient, weight)
+        else:
+            add_product(total, gradient, weight)
+        if (adapter := projection.beside(inputs)) is not None and low is not None:
             total.addmm_(low, adapter.a.to(low.dtype))
     return total, adapter_gradients
 
@@ -208,7 +211,7 @@ def _adapter_gradients(
     present = [adapter for adapter in adapters if adapter is not None]
     if not present:
         return [None] * (2 * len(adapters))
-    stacked = torch.cat([low for low in low_gradients if low is not None], dim=1).T @ inputs
+    stacked = product(torch.cat([low for low in low_gradients if low is not None], dim=1).T, inputs.T)
     a_gradients = iter(stacked.split([adapter.a.shape[0] for adapter in present]))
     lows = _lows(inputs, present)
     result: list[Tensor | None] = []
@@ -216,7 +219,7 @@ def _adapter_gradients(
         if adapter is None:
             result += [None, None]
         else:
-            b_gradient = (next(lows).T @ gradient).mul_(adapter.scale).T  # the wide side last: MKL is faster so
+            b_gradient = product(next(lows).T, gradient.T).mul_(adapter.scale).T  # the wide side last is the faster
             result += [next(a_gradients).to(adapter.a.dtype), b_gradient.to(adapter.b.dtype)]
     return result
 
@@ -226,4 +229,4 @@ def _lows(inputs: Tensor, adapters: Sequence[Adapter]) -> Iterator[Tensor]:
     if not adapters:
         return iter(())
     stack = torch.cat([adapter.a for adapter in adapters]).to(inputs.dtype)
-    return iter((inputs @ stack.T).split([adapter.a.shape[0] for adapter in adapters], dim=1))
+    return iter(product(inputs, stack).split([adapter.a.shape[0] for adapter in adapters], dim=1))
