@@ -302,10 +302,12 @@ class _Sums:
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
         """Add those of one portion, which may be overwritten."""
-        pairs = zip(self.totals or gradients, gradients, strict=True)
-        self.totals = [
-            total if total is one or one is None or total is None else total.add_(one) for total, one in pairs
-        ]
+        if not self.totals:
+            self.totals = list(gradients)
+            return
+        for total, one in zip(self.totals, gradients, strict=True):
+            if total is not None and one is not None:
+                total.add_(one)
 
 
 def _in_parts(inputs: Tensor, projections: Sequence[Projection]) -> tuple[list[slice], Sequence[Projection]]:

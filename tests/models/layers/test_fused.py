@@ -22,7 +22,7 @@ from transformers.models.gpt_neox import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from lit_rlhf.models.adapters import POLICY, REFERENCE, active_adapter, copy_adapter
 from lit_rlhf.models.building import wrap_model
-from lit_rlhf.models.layers import fused
+from lit_rlhf.models.layers import fused, products
 from lit_rlhf.models.layers.attention import ForestLayout
 from lit_rlhf.models.layers.fused import fuse
 
@@ -115,6 +115,17 @@ def test_the_same_numbers_as_stock_layers(family, targets, ragged, computed):
     ours = outcome(policy, ragged)
     assert computed[0] >= 3
     assert_equal_outcome(ours, theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_numbers_in_portions(family, ragged, computed, monkeypatch):
+    policy = make_policy(*FAMILIES[family])
+    theirs = outcome(policy, ragged)
+    monkeypatch.setattr(products, "PORTION", 8)
+    monkeypatch.setattr(products, "_MULTIPLE", 4)
+    fuse(policy.get_base_model())
+    assert_equal_outcome(outcome(policy, ragged), theirs)
+    assert computed[0] >= 3
 
 
 def test_the_same_numbers_on_real_pairs(real_pairs, shared_data, build, stir, computed):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_rlhf.models.layers.lora_linear import Adapter, Projection, projected, projected_backward, projection_of
 
@@ -71,28 +70,28 @@ def test_packed_layers_compute_the_same(num_tokens):
         torch.testing.assert_close(ours, dense(projection, x), rtol=3e-5, atol=3e-5)
 
 
-@pytest.mark.parametrize(("num_tokens", "num_rows"), [(1, 4), (3, 4), (4, 4), (5, 8)])
-def test_packed_weights_meet_multiples_of_four_rows(num_tokens, num_rows):
-    (projection,) = layers(adapted=(True,))
-    packed, met = projection.packed(), []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if "_linear_pointwise" in str(function):
-                met.append(len(args[0]))
-            return function(*args, **(kwargs or {}))
-
-    with Watch():
-        projected(torch.randn(num_tokens, I), [packed])
-    assert met == [num_rows]
-
-
 def test_only_what_is_wanted():
     group, x = layers(), torch.randn(5, I)
     gradients = [torch.randn(5, O + number) for number in range(3)]
     for_x, found = projected_backward(x, group, gradients, wants_inputs=False, wants_adapters=False)
     assert for_x is None
     assert found == [None] * 6
+
+
+def test_a_layer_is_made_ready_once():
+    """Its adapter is in the weight then, whatever number of rows it meets afterwards."""
+    group, x = layers(), torch.randn(40, I)
+    ready = [projection.ready(x) for projection in group]
+    assert [projection.holds_adapter for projection in ready] == [True, False, True]
+    assert ready[0].ready(x[:2]).weight is ready[0].weight
+    few = x[:2]
+    for ours, projection in zip(projected(few, ready), group, strict=True):
+        torch.testing.assert_close(ours, dense(projection, few), rtol=3e-5, atol=3e-5)
+    gradients = [torch.randn(2, O + number) for number in range(3)]
+    found = [
+        projected_backward(few, some, gradients, wants_inputs=True, wants_adapters=True) for some in (ready, group)
+    ]
+    torch.testing.assert_close(found[0], found[1], rtol=3e-5, atol=3e-5)
 
 
 def test_half_precision_keeps_a_small_adapter_apart():
