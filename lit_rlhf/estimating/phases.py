@@ -163,8 +163,11 @@ def _rollout(run: Run, found: Anatomy, costs: LayerCosts) -> dict[str, int]:
     copies = 0
     if run.device == "cpu" and found.dtype.itemsize == 4 and costs.is_trimmed:
         copies = min(sampling.max_copy_bytes, 4 * (round(found.num_active) + found.num_head))
+    num_begun = -(-run.batch_size // run.num_ranks) * texts.prompt
+    begun = num_begun * (costs.around + costs.last_all + (len(found.layers) - 1) * costs.kept)
     return {
         "cache": cache,
+        "kept of prompts": round(begun) if run.keeps_prompts else 0,
         "logits and scores": max(drawing, scores, prefill - token * rows * texts.response),
         "copies of weights": copies,
         "responses": 20 * responses * texts.response,

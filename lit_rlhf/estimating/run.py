@@ -142,3 +142,12 @@ class Run:
     def num_passes(self) -> int:
         """Forward passes, each with its backward pass, of one optimizer step."""
         return max(1, -(-self.step_tokens // self.pass_tokens))
+
+    @property
+    def keeps_prompts(self) -> bool:
+        """Whether prompts are kept with their graph while responses are drawn, for the first step to go on from."""
+        if self.sampling is None or self.sampling.num_minibatches > 1 or self.is_sharded:
+            return False
+        rows = -(-self.batch_size // self.num_ranks)
+        longest = self.texts.prompt + self.sampling.num_responses * self.sampling.max_new_tokens
+        return rows * longest <= self.token_budget and not self.backbone.gradient_checkpointing

@@ -142,7 +142,8 @@ class Iterations(nn.Module):
         """Answer the prompts of an iteration, and judge the answers."""
         prompts = prompts_of(batch)
         self.means.update(data_sums(prompts.notes, len(prompts.prompts)))
-        begun = self.measurer.begin(backbone, prompts.prompts)
+        most_drawn = len(prompts.prompts) * self.sampling.num_responses * self.sampling.max_new_tokens
+        begun = self.measurer.begin(backbone, prompts.prompts, most_drawn)
         return self.collector(backbone, prompts.prompts, f"iteration {int(self.number)}", begun=begun)
 
     def shaped_scores(self, scored: ScoredRollouts) -> Tensor:

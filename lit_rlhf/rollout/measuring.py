@@ -60,18 +60,19 @@ class Measurer:
         self.first_pass: FirstPass[Any] = FirstPass(self.routing)
         self._begun: tuple[Backbone, BegunPrompts] | None = None
 
-    def begin(self, backbone: Backbone, prompts: Sequence[Prompt]) -> BegunPrompts | None:
+    def begin(self, backbone: Backbone, prompts: Sequence[Prompt], most_drawn: int) -> BegunPrompts | None:
         """What a sampler may fill, for the next measurement to go on from.
 
         Args:
             backbone: of the policy, which measures before anything of it is trained.
             prompts: of this rank.
+            most_drawn: most tokens of all their responses together.
 
         Returns:
-            None where the first step learns from less than all responses, or more than a micro-batch would be kept.
+            None where the first step learns from less than all responses, or they may not fit one micro-batch.
         """
         self._begun = None
-        num_tokens = sum(len(prompt.tokens) for prompt in prompts)
+        num_tokens = sum(len(prompt.tokens) for prompt in prompts) + most_drawn
         learns_from_all = self.updates.num_minibatches == 1 and num_tokens <= self.updates.token_budget
         is_whole = not is_sharded(backbone) and not backbone.base.is_gradient_checkpointing
         is_plain = not any(prompt.pictures for prompt in prompts) and not trains_routers(backbone)

@@ -55,6 +55,23 @@ def test_the_cache_has_room_for_prompts_once_and_for_whole_responses(make_run: M
     assert rollout_rows(narrow) == (4, 2)
 
 
+def test_prompts_are_kept_where_all_that_may_be_drawn_fits_one_pass(make_run: Make, sampling: Sampling):
+    """Eight prompts of 32 tokens with two responses of at most 96 each: 8 * (32 + 192) tokens."""
+    one_step = sampling._replace(num_minibatches=1)
+    run = make_run(algorithm="grpo", sampling=one_step, texts=Texts(32, 24), token_budget=8 * 224)
+    kept = memory(run).phases["rollout"]["kept of prompts"]
+    # All eight, though four are drawn from at a time; the last of four layers keeps input, keys and values alone.
+    inner, last, angles = 4 * (2 * 128 + 2 * 128 + 2 * 64 + 2 * 352) + 8 + 16, 4 * (128 + 2 * 64) + 4, 2 * 4 * 32
+    assert kept == 8 * 32 * (3 * inner + last + angles)
+    for change in (
+        {"token_budget": 8 * 224 - 1},
+        {"sampling": sampling},
+        {"is_sharded": True, "num_ranks": 1},
+        {"backbone": replace(run.backbone, gradient_checkpointing=True)},
+    ):
+        assert memory(replace(run, **change)).phases["rollout"]["kept of prompts"] == 0
+
+
 def test_copies_of_weights_are_a_cpus(make_run: Make, sampling: Sampling):
     run = make_run(algorithm="grpo", sampling=sampling._replace(max_copy_bytes=10_000))
     assert memory(run).phases["rollout"]["copies of weights"] == 10_000

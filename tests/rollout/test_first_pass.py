@@ -103,6 +103,8 @@ def test_the_measurer_expects_what_the_first_step_learns_from(
         ({}, {}, True),
         ({"num_minibatches": 2}, {}, False),
         ({"token_budget": 8}, {}, False),
+        ({"token_budget": "what may be drawn"}, {}, True),
+        ({"token_budget": "less than may be drawn"}, {}, False),
         ({}, {"gradient_checkpointing": True}, False),
     ],
 )
@@ -111,8 +113,12 @@ def test_prompts_are_begun_where_the_first_step_learns_from_all(
 ):
     backbone, request = sampled_backbone(**options), make_request(num_responses=2)
     backbone.prepare()
+    most_drawn = len(request.seeds) * request.options.max_new_tokens
+    most = most_drawn + sum(len(prompt.tokens) for prompt in request.prompts)
+    budgets = {"what may be drawn": most, "less than may be drawn": most - 1}
+    updates = {name: budgets.get(value, value) for name, value in updates.items()}
     measurer = Measurer(UpdateOptions(**{"num_minibatches": 1, **updates}), 1.0)
-    begun = measurer.begin(backbone, request.prompts)
+    begun = measurer.begin(backbone, request.prompts, most_drawn)
     assert (begun is not None) == begins
     rollouts = CachedSampler()(backbone, request._replace(begun=begun))
     rows = []
