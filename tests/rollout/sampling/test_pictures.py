@@ -24,6 +24,21 @@ def make_prompt(tokens, row="rows.jsonl:0", pictures=()):
     return Prompt(tuple(tokens), "", (), {}, row, "rows", pictures)
 
 
+def rows_alone(plain, rollouts):
+    """Each response and the logits of its tokens in a row of its own, of which the log-probabilities must be."""
+    rows = []
+    for prompt, ids, mask, found in zip(
+        rollouts.prompts, rollouts.tokens, rollouts.response_mask, rollouts.logprobs, strict=True
+    ):
+        response = ids[mask].tolist()
+        with torch.no_grad():
+            row = row_logits(plain, [*prompt.tokens, *response], prompt.pictures)[len(prompt.tokens) - 1 : -1]
+        logprobs = torch.log_softmax(row, -1)[torch.arange(len(response)), response]
+        torch.testing.assert_close(found[mask], logprobs, rtol=0, atol=2e-5)
+        rows.append((response, row))
+    return rows
+
+
 @pytest.mark.parametrize(
     ("kind", "attention"),
     [*product(("llava", "qwen2_vl", "qwen3_vl", "mllama"), ("forest", "sdpa")), ("llama4", "auto")],
@@ -39,14 +54,7 @@ def test_prompts_with_pictures(kind, attention, make_request, tmp_path):
     request = make_request(prompts=prompts, num_responses=2, temperature=0.0, max_new_tokens=6, stop_tokens=[2, 3])
     rollouts = CachedSampler()(backbone, request)
     image = plain.config.image_token_id
-    for prompt, ids, mask, found in zip(
-        rollouts.prompts, rollouts.tokens, rollouts.response_mask, rollouts.logprobs, strict=True
-    ):
-        response = ids[mask].tolist()
-        with torch.no_grad():
-            row = row_logits(plain, [*prompt.tokens, *response], prompt.pictures)[len(prompt.tokens) - 1 : -1]
-        logprobs = torch.log_softmax(row, -1)[torch.arange(len(response)), response]
-        torch.testing.assert_close(found[mask], logprobs, rtol=0, atol=2e-5)
+    for response, row in rows_alone(plain, rollouts):
         drawable = row.clone()[:, : len(request.tokenizer)]
         drawable[:, image : image + 1] = -torch.inf  # that of Llama 3.2 Vision lies outside of the head
         assert response == drawable.argmax(-1).tolist()
@@ -68,14 +76,7 @@ def test_what_goes_on_when_others_have_ended_sees_its_own_pictures(attention, ma
     request = make_request(prompts=prompts, num_responses=3, max_new_tokens=6, stop_tokens=range(2, 320, 4))
     rollouts = CachedSampler()(backbone, request)
     assert len(set(rollouts.response_mask.sum(1).tolist())) > 3
-    for prompt, ids, mask, found in zip(
-        rollouts.prompts, rollouts.tokens, rollouts.response_mask, rollouts.logprobs, strict=True
-    ):
-        response = ids[mask].tolist()
-        with torch.no_grad():
-            row = row_logits(plain, [*prompt.tokens, *response], prompt.pictures)[len(prompt.tokens) - 1 : -1]
-        logprobs = torch.log_softmax(row, -1)[torch.arange(len(response)), response]
-        torch.testing.assert_close(found[mask], logprobs, rtol=0, atol=2e-5)
+    assert len(rows_alone(plain, rollouts)) == 15
 
 
 @pytest.mark.parametrize("attention", ["forest", "sdpa"])
