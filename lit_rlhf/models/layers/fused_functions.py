@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from lit_rlhf.models.layers.lora_linear import Projection, projected, projected_backward
-from lit_rlhf.models.layers.products import in_portions, portions
+from lit_rlhf.models.layers.products import in_portions, portions_of
 
 
 class Norm(NamedTuple):
@@ -159,35 +159,35 @@ class _NormedProjections(_Function):
         inverse_rms = norm.inverse_rms(inputs)
         ctx.norm, ctx.projections, ctx.turns = norm, projections, turns
         ctx.save_for_backward(inputs, inverse_rms)
-        parts, projections = _in_parts(inputs, projections)
+        portions, projections = _portioned(inputs, projections)
 
-        def outputs(part: slice) -> list[Tensor]:
-            straight = projected(norm(inputs[part], inverse_rms[part]), projections)
-            return [x if turn is None else turn.of(part)(x) for x, turn in zip(straight, turns, strict=True)]
+        def outputs(portion: slice) -> list[Tensor]:
+            straight = projected(norm(inputs[portion], inverse_rms[portion]), projections)
+            return [x if turn is None else turn.of(portion)(x) for x, turn in zip(straight, turns, strict=True)]
 
-        return tuple(in_portions(parts, outputs))
+        return tuple(in_portions(portions, outputs))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         inputs, inverse_rms = ctx.saved_tensors
-        parts, projections = _in_parts(inputs, ctx.projections)
+        portions, projections = _portioned(inputs, ctx.projections)
         turns = [turn and turn.back for turn in ctx.turns]
         adapters = _Sums()
 
-        def for_inputs(part: slice) -> list[Tensor]:
+        def for_inputs(portion: slice) -> list[Tensor]:
             pairs = zip(turns, gradients, strict=True)
-            straight = [g[part] if turn is None else turn.of(part)(g[part]) for turn, g in pairs]
+            straight = [g[portion] if turn is None else turn.of(portion)(g[portion]) for turn, g in pairs]
             gradient, for_adapters = projected_backward(
-                ctx.norm(inputs[part], inverse_rms[part]),
+                ctx.norm(inputs[portion], inverse_rms[portion]),
                 projections,
                 straight,
                 wants_inputs=ctx.needs_input_grad[0],
                 wants_adapters=any(ctx.needs_input_grad[4:]),
             )
             adapters.add(for_adapters)
-            return [] if gradient is None else [ctx.norm.backward(gradient, inputs[part], inverse_rms[part])]
+            return [] if gradient is None else [ctx.norm.backward(gradient, inputs[portion], inverse_rms[portion])]
 
-        found = in_portions(parts, for_inputs)
+        found = in_portions(portions, for_inputs)
         return (found[0] if found else None), None, None, None, *adapters.totals
 
 
@@ -211,30 +211,30 @@ class _AddProjection(_Function):
     def forward(ctx: Any, residual: Tensor, inputs: Tensor, projection: Projection, *adapter: Tensor | None) -> Tensor:
         ctx.projection = projection
         ctx.save_for_backward(inputs)
-        parts, projections = _in_parts(inputs, [projection])
+        portions, projections = _portioned(inputs, [projection])
         outputs = torch.empty_like(residual)
-        for part in parts:
-            torch.add(projected(inputs[part], projections)[0], residual[part], out=outputs[part])
+        for portion in portions:
+            torch.add(projected(inputs[portion], projections)[0], residual[portion], out=outputs[portion])
         return outputs
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (inputs,) = ctx.saved_tensors
-        parts, projections = _in_parts(inputs, [ctx.projection])
+        portions, projections = _portioned(inputs, [ctx.projection])
         adapter = _Sums()
 
-        def for_inputs(part: slice) -> list[Tensor]:
-            for_part, for_adapter = projected_backward(
-                inputs[part],
+        def for_inputs(portion: slice) -> list[Tensor]:
+            for_portion, for_adapter = projected_backward(
+                inputs[portion],
                 projections,
-                [gradient[part]],
+                [gradient[portion]],
                 wants_inputs=ctx.needs_input_grad[1],
                 wants_adapters=any(ctx.needs_input_grad[3:]),
             )
             adapter.add(for_adapter)
-            return [] if for_part is None else [for_part]
+            return [] if for_portion is None else [for_portion]
 
-        found = in_portions(parts, for_inputs)
+        found = in_portions(portions, for_inputs)
         return gradient, (found[0] if found else None), None, *adapter.totals
 
 
@@ -246,12 +246,12 @@ class _AddGatedMlp(_Function):
         inverse_rms = mlp.norm.inverse_rms(inputs)
         ctx.mlp = mlp
         kept: list[Tensor] = []
-        parts, (gate, up, down) = _in_parts(inputs, [mlp.gate, mlp.up, mlp.down])
+        portions, (gate, up, down) = _portioned(inputs, [mlp.gate, mlp.up, mlp.down])
         outputs = torch.empty_like(inputs)
-        for part in parts:
-            gated, upped = projected(mlp.norm(inputs[part], inverse_rms[part]), [gate, up])
+        for portion in portions:
+            gated, upped = projected(mlp.norm(inputs[portion], inverse_rms[portion]), [gate, up])
             kept += [gated, upped]
-            torch.add(projected(silu(gated).mul_(upped), [down])[0], inputs[part], out=outputs[part])
+            torch.add(projected(silu(gated).mul_(upped), [down])[0], inputs[portion], out=outputs[portion])
         ctx.save_for_backward(inputs, inverse_rms, *kept)
         return outputs
 
@@ -259,21 +259,21 @@ class _AddGatedMlp(_Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, inverse_rms, *kept = ctx.saved_tensors
         mlp, wants_adapters = ctx.mlp, any(ctx.needs_input_grad[2:])
-        parts, (gate, up, down) = _in_parts(inputs, [mlp.gate, mlp.up, mlp.down])
+        portions, (gate, up, down) = _portioned(inputs, [mlp.gate, mlp.up, mlp.down])
         sums, for_inputs = _Sums(), torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
 
-        def through_mlp(part: slice, gated: Tensor, upped: Tensor) -> Tensor | None:
+        def through_mlp(portion: slice, gated: Tensor, upped: Tensor) -> Tensor | None:
             active = silu(gated)
             product = active * upped
             for_product, for_down = projected_backward(
-                product, [down], [gradient[part]], wants_inputs=True, wants_adapters=wants_adapters
+                product, [down], [gradient[portion]], wants_inputs=True, wants_adapters=wants_adapters
             )
             assert for_product is not None
             for_up = torch.mul(for_product, active, out=product)
             del active
             for_gate = torch.ops.aten.silu_backward(for_product.mul_(upped), gated)
             del for_product
-            normed = mlp.norm(inputs[part], inverse_rms[part])
+            normed = mlp.norm(inputs[portion], inverse_rms[portion])
             for_normed, for_both = projected_backward(
                 normed,
                 [gate, up],
@@ -284,11 +284,11 @@ class _AddGatedMlp(_Function):
             sums.add([*for_both, *for_down])
             return for_normed
 
-        for part, gated, upped in zip(parts, kept[::2], kept[1::2], strict=True):
-            for_normed = through_mlp(part, gated, upped)
+        for portion, gated, upped in zip(portions, kept[::2], kept[1::2], strict=True):
+            for_normed = through_mlp(portion, gated, upped)
             if for_normed is not None and for_inputs is not None:
-                for_mlp = mlp.norm.backward(for_normed, inputs[part], inverse_rms[part])
-                torch.add(for_mlp, gradient[part], out=for_inputs[part])
+                for_mlp = mlp.norm.backward(for_normed, inputs[portion], inverse_rms[portion])
+                torch.add(for_mlp, gradient[portion], out=for_inputs[portion])
         return for_inputs, None, *sums.totals
 
 
@@ -310,7 +310,7 @@ class _Sums:
                 total.add_(one)
 
 
-def _in_parts(inputs: Tensor, projections: Sequence[Projection]) -> tuple[list[slice], Sequence[Projection]]:
+def _portioned(inputs: Tensor, projections: Sequence[Projection]) -> tuple[list[slice], Sequence[Projection]]:
     """Portions of rows (T, I), and layers that are made ready once where there are several."""
-    parts = portions(len(inputs), inputs.device)
-    return parts, projections if len(parts) == 1 else [projection.ready(inputs) for projection in projections]
+    portions = portions_of(len(inputs), inputs.device)
+    return portions, projections if len(portions) == 1 else [projection.ready(inputs) for projection in projections]

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 PORTION = 512
 """Most rows of a portion on a CPU."""
 _MULTIPLE = 64
-"""Rows that oneDNN is given a multiple of."""
+"""Rows that all portions but the last have a multiple of."""
+_STEP = 16
+"""What oneDNN is given has a multiple of as many rows and of as many inputs; the rest is left to MKL."""
 _PACKED_FOR = 16
 """Rows that a packed weight is laid out for."""
 
@@ -57,7 +59,7 @@ def packed(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
 
 
-def portions(num_rows: int, device: torch.device) -> list[slice]:
+def portions_of(num_rows: int, device: torch.device) -> list[slice]:
     """Ranges of rows that are computed one after another: on a CPU of few different sizes, elsewhere all at once."""
     if device.type != "cpu" or num_rows < _MULTIPLE:
         return [slice(0, num_rows)]
@@ -66,26 +68,26 @@ def portions(num_rows: int, device: torch.device) -> list[slice]:
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], num_rows], strict=True)]
 
 
-def in_portions(parts: Sequence[slice], compute: Callable[[slice], Sequence[Tensor]]) -> list[Tensor]:
+def in_portions(portions: Sequence[slice], compute: Callable[[slice], Sequence[Tensor]]) -> list[Tensor]:
     """Results of all rows, computed portion by portion.
 
     Args:
-        parts: ranges of rows that follow on one another, at least one.
+        portions: ranges of rows that follow on one another, at least one.
         compute: of a range of rows, its rows of every result, in new memory.
     """
-    if len(parts) == 1:
-        return list(compute(parts[0]))
+    if len(portions) == 1:
+        return list(compute(portions[0]))
     results: list[Tensor] = []
-    for part in parts:
-        pieces = compute(part)
-        results = results or [piece.new_empty(parts[-1].stop, *piece.shape[1:]) for piece in pieces]
+    for portion in portions:
+        pieces = compute(portion)
+        results = results or [piece.new_empty(portions[-1].stop, *piece.shape[1:]) for piece in pieces]
         for result, piece in zip(results, pieces, strict=True):
-            result[part] = piece
+            result[portion] = piece
     return results
 
 
 def _is_for_onednn(inputs: Tensor, weight: Tensor) -> bool:
-    if inputs.shape[0] % 16 or inputs.shape[1] % 16 or inputs.device.type != "cpu":
+    if inputs.shape[0] % _STEP or inputs.shape[1] % _STEP or inputs.device.type != "cpu":
         return False
     return inputs.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 

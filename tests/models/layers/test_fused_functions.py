@@ -22,7 +22,7 @@ def rows(request, monkeypatch):
     if request.param == "in portions":
         monkeypatch.setattr(products, "PORTION", 8)
         monkeypatch.setattr(products, "_MULTIPLE", 4)
-        assert [part.stop - part.start for part in products.portions(T, torch.device("cpu"))] == [8, 8, 4, 2]
+        assert [part.stop - part.start for part in products.portions_of(T, torch.device("cpu"))] == [8, 8, 4, 2]
     return request.param
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_rlhf.models.layers.products import PORTION, add_product, in_portions, packed, portions, product
+from lit_rlhf.models.layers.products import PORTION, add_product, in_portions, packed, portions_of, product
 
 
 class ByOneDNN(TorchDispatchMode):
@@ -68,7 +68,7 @@ def test_packed_weights_meet_multiples_of_four_rows(num_tokens, num_rows):
 
 @given(num_rows=st.integers(1, 5000))
 def test_portions_follow_on_one_another_and_have_few_sizes(num_rows):
-    parts = portions(num_rows, torch.device("cpu"))
+    parts = portions_of(num_rows, torch.device("cpu"))
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(num_rows))
     sizes = [part.stop - part.start for part in parts]
     assert all(size == PORTION for size in sizes[:-2])
@@ -78,7 +78,7 @@ def test_portions_follow_on_one_another_and_have_few_sizes(num_rows):
 
 
 def test_a_gpu_computes_all_rows_at_once():
-    assert portions(5000, torch.device("cuda")) == [slice(0, 5000)]
+    assert portions_of(5000, torch.device("cuda")) == [slice(0, 5000)]
 
 
 def test_results_are_put_together_from_portions():
