@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from lit_rlhf.models import adapters, generation
 from lit_rlhf.models.begun import BegunPrompts
+from lit_rlhf.models.host_memory import keep_freed_memory
 from lit_rlhf.models.layers.attention import ForestLayout, Read
 from lit_rlhf.models.layers.linear_logprobs import LogitTransform, TokenLogprobs, linear_logprobs
 from lit_rlhf.models.layers.lm_head import head_parameters
@@ -313,6 +314,8 @@ class Backbone(nn.Module):
                 reproduced.
         """
         if self.layout is None:
+            if self.base.device.type == "cpu":
+                keep_freed_memory()
             with evaluating(self):
                 self._fit()
             rank_zero_info(f"backbone: {self.base.config.model_type}, {self.layout} layout")

@@ -80,7 +80,7 @@ class BegunPrompts:
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
             use_cache=False,
             forest_layout=ContinuedLayout(self.layers, runs, device),
-        ).last_hidden_state[0]
+        ).last_hidden_state.squeeze(0)
         both = torch.cat([self._ends.to(states.dtype), states])
         return both.index_select(0, places.to(device)[forest.predictors])
 

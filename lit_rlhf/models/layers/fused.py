@@ -67,7 +67,7 @@ class _FusedLayer(GradientCheckpointingLayer):
             layout = forest_layout.last_layer
         parts = None if args else self._parts_for(hidden_states, layout)
         if parts is not None:
-            return self._compute(hidden_states[0], parts, layout, **kwargs)[None]
+            return self._compute(hidden_states.squeeze(0), parts, layout, **kwargs)[None]
         states = super().forward(hidden_states, *args, forest_layout=forest_layout, **kwargs)
         return states if layout.rows is None else states.index_select(1, layout.rows)
 
@@ -133,7 +133,7 @@ class _FusedLayer(GradientCheckpointingLayer):
             "sliding_window": _window(attention),
         }
         output, _ = forest_attention(attention, query, key, value, forest_layout=layout, **options, **kwargs)
-        return output[0].flatten(1)
+        return output.squeeze(0).flatten(1)
 
 
 _FUSED: dict[type, type] = {

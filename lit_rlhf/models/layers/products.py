@@ -61,11 +61,9 @@ def packed(weight: Tensor) -> Tensor:
 
 def portions_of(num_rows: int, device: torch.device) -> list[slice]:
     """Ranges of rows that are computed one after another: on a CPU of few different sizes, elsewhere all at once."""
-    if device.type != "cpu" or num_rows < _MULTIPLE:
+    if device.type != "cpu":
         return [slice(0, num_rows)]
-    whole = num_rows - num_rows % _MULTIPLE
-    starts = [*range(0, whole, PORTION), *([whole] if whole < num_rows else [])]
-    return [slice(start, end) for start, end in zip(starts, [*starts[1:], num_rows], strict=True)]
+    return [slice(start, min(start + PORTION, num_rows)) for start in range(0, max(num_rows, 1), PORTION)]
 
 
 def in_portions(portions: Sequence[slice], compute: Callable[[slice], Sequence[Tensor]]) -> list[Tensor]:
@@ -87,7 +85,8 @@ def in_portions(portions: Sequence[slice], compute: Callable[[slice], Sequence[T
 
 
 def _is_for_onednn(inputs: Tensor, weight: Tensor) -> bool:
-    if inputs.shape[0] % _STEP or inputs.shape[1] % _STEP or inputs.device.type != "cpu":
+    num_rows, num_inputs = inputs.shape
+    if num_rows % (_MULTIPLE if num_rows > _MULTIPLE else _STEP) or num_inputs % _STEP or inputs.device.type != "cpu":
         return False
     return inputs.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 

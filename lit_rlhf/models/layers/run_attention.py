@@ -124,5 +124,6 @@ def _joined(x: Tensor, spans: Spans, groups: int) -> Tensor:
 def _add(total: Tensor, spans: Spans, gradient: Tensor) -> None:
     """Add the gradient (G, J, k, D) of joined keys to that of all keys (1, J, T, D)."""
     sizes = [end - start for start, end in spans]
-    for (start, end), piece in zip(spans, gradient.sum(0, keepdim=True).split(sizes, dim=2), strict=True):
+    gradient = gradient.sum(0, keepdim=True) if len(gradient) > 1 else gradient
+    for (start, end), piece in zip(spans, gradient.split(sizes, dim=2), strict=True):
         total[:, :, start:end] += piece

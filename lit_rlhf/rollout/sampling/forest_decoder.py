@@ -91,7 +91,11 @@ class ForestDecoder:
         self._ahead += self._backbone.eyes.ahead(forest) if forest.pictures else [0] * len(prompts)
         last = torch.tensor(forest.ends, device=self._device)
         kept: dict[int, KeyValue] = {}
-        layout = ForestLayout(forest, read="ends", keep=lambda layer, k, v: kept.update({layer: (k[0], v[0])}))
+
+        def keep(layer: int, keys: Tensor, values: Tensor) -> None:
+            kept[layer] = (keys.squeeze(0), values.squeeze(0))
+
+        layout = ForestLayout(forest, read="ends", keep=keep)
         with torch.set_grad_enabled(self._begun is not None):
             inputs = self._backbone.decoder_inputs(forest)
             states = layout.states_at(last, self._forward(inputs, layout))
@@ -107,7 +111,7 @@ class ForestDecoder:
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device),
             use_cache=False,
             forest_layout=layout,
-        ).last_hidden_state[0]
+        ).last_hidden_state.squeeze(0)
 
 
 def _parts(prompts: Sequence[Segment]) -> Iterator[list[Segment]]:
