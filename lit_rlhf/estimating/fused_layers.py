@@ -27,6 +27,7 @@ class Widths(NamedTuple):
         on_gpu: the attention of a GPU keeps its own output, and the keys of a prompt for each response but the first;
             counted is one such response.
         portion: part of the tokens that is computed at a time.
+        seen: softmax weights of a query and head that are kept; 0 = one number in their place.
     """
 
     hidden: int
@@ -39,6 +40,7 @@ class Widths(NamedTuple):
     is_normed: bool = False
     on_gpu: bool = False
     portion: float = 1.0
+    seen: float = 0.0
 
 
 def kept_by_rows(w: Widths) -> int:
@@ -47,7 +49,8 @@ def kept_by_rows(w: Widths) -> int:
     copies = (w.query + 2 * w.key) if w.on_gpu else 0  # varlen: its own output, and keys of a prompt once more
     norms = (w.query + w.key) * 4 if w.is_normed else 0
     numbers = attention + copies + w.hidden + 2 * w.mlp
-    return w.number_bytes * numbers + norms + 4 * w.heads + 4
+    per_head = round(w.number_bytes * w.seen) if w.seen else 4
+    return w.number_bytes * numbers + norms + per_head * w.heads + 4
 
 
 def kept_by_keys(w: Widths) -> int:

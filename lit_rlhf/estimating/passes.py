@@ -19,6 +19,7 @@ from lit_rlhf.estimating.fused_layers import Widths
 from lit_rlhf.estimating.run import Run
 from lit_rlhf.estimating.tracing import Traced, trace_layers
 from lit_rlhf.models import adapters
+from lit_rlhf.models.layers.causal_blocks import is_short, num_weights
 from lit_rlhf.models.layers.linear_logprobs import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS
 from lit_rlhf.models.layers.products import PORTION
 from lit_rlhf.models.loading import OWN_ATTENTION, switch_dropout_off
@@ -140,14 +141,28 @@ def widths(run: Run, found: Anatomy) -> Widths:
         is_normed=any(name == "q_norm" for name, _ in attention.named_children()),
         on_gpu=run.device == "cuda",
         portion=1.0 if run.device == "cuda" else min(1.0, PORTION / max(1, run.pass_tokens)),
+        seen=_seen(run, found),
     )
+
+
+def _seen(run: Run, found: Anatomy, *, by_responses: bool = False) -> float:
+    """Softmax weights that a query keeps on average: of all tokens, or of those of responses alone."""
+    prompt, response, count = run.texts
+    first = prompt + response
+    if run.device == "cuda" or not is_short(first, found.dtype):
+        return 0.0
+    behind = num_weights(response, first)
+    if by_responses:
+        return behind / max(1, response)
+    return (num_weights(first, first) + (count - 1) * behind) / max(1, run.texts.tree)
 
 
 def _of_formula(run: Run, found: Anatomy) -> LayerCosts:
     w = widths(run, found)
     size, angles = w.number_bytes, 2 * w.number_bytes * w.query // w.heads
     kept, backward = float(fused_layers.kept_per_token(w)), float(fused_layers.backward_mlp(w))
-    last_all, last_read = fused_layers.kept_by_keys(w), fused_layers.kept_by_rows(w) + 4 + size * w.hidden
+    last_all = fused_layers.kept_by_keys(w)
+    last_read = fused_layers.kept_by_rows(w._replace(seen=_seen(run, found, by_responses=True))) + 4 + size * w.hidden
     if run.backbone.gradient_checkpointing:
         backward += kept - size * w.hidden
         kept, last_all, last_read = (size * w.hidden,) * 2 + (0,)

@@ -5,11 +5,12 @@ Static memory is there all the time; each phase adds its own. The peak of a run 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from lit_rlhf.estimating.anatomy import Anatomy, adapter_tensors, anatomy, base_bytes, cache_bytes
 from lit_rlhf.estimating.passes import LayerCosts, Pass, layer_costs, training_pass
-from lit_rlhf.estimating.run import Beside, Run
+from lit_rlhf.estimating.run import Beside, Run, Texts
 from lit_rlhf.rollout.sampling.forest_decoder import PREFILL_TOKENS
 
 CONTEXT = 500_000_000
@@ -164,7 +165,8 @@ def _rollout(run: Run, found: Anatomy, costs: LayerCosts) -> dict[str, int]:
     if run.device == "cpu" and found.dtype.itemsize == 4 and costs.is_trimmed:
         copies = min(sampling.max_copy_bytes, 4 * (round(found.num_active) + found.num_head))
     num_begun = -(-run.batch_size // run.num_ranks) * texts.prompt
-    begun = num_begun * (costs.around + costs.last_all + (len(found.layers) - 1) * costs.kept)
+    alone = costs if costs.origin != "formula" else layer_costs(replace(run, texts=Texts(texts.prompt, 0)), found)
+    begun = num_begun * (alone.around + alone.last_all + (len(found.layers) - 1) * alone.kept)
     return {
         "cache": cache,
         "kept of prompts": round(begun) if run.keeps_prompts else 0,

@@ -61,7 +61,9 @@ def test_prompts_are_kept_where_all_that_may_be_drawn_fits_one_pass(make_run: Ma
     run = make_run(algorithm="grpo", sampling=one_step, texts=Texts(32, 24), token_budget=8 * 224)
     kept = memory(run).phases["rollout"]["kept of prompts"]
     # All eight, though four are drawn from at a time; the last of four layers keeps input, keys and values alone.
-    inner, last, angles = 4 * (2 * 128 + 2 * 128 + 2 * 64 + 2 * 352) + 8 + 16, 4 * (128 + 2 * 64) + 4, 2 * 4 * 32
+    # Of the others each head keeps its softmax weights: a prompt is one block of 32 by 32.
+    inner = 4 * (2 * 128 + 2 * 128 + 2 * 64 + 2 * 352) + 8 + 4 * 4 * 32
+    last, angles = 4 * (128 + 2 * 64) + 4, 2 * 4 * 32
     assert kept == 8 * 32 * (3 * inner + last + angles)
     for change in (
         {"token_budget": 8 * 224 - 1},

@@ -29,6 +29,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lit_rlhf.models.layers.cached_attention import CachedRows
+from lit_rlhf.models.layers.causal_blocks import is_short
 from lit_rlhf.models.layers.cross_attention import CachedPictures, SeenPictures
 from lit_rlhf.models.layers.run_attention import attend_runs
 from lit_rlhf.types import Forest
@@ -60,6 +61,11 @@ class Run(NamedTuple):
     start: int
     end: int
     spans: tuple[tuple[int, int], ...]
+
+    @property
+    def num_keys(self) -> int:
+        """K, ancestors and all."""
+        return sum(end - start for start, end in self.spans)
 
 
 class ForestLayout:
@@ -125,13 +131,21 @@ class ForestLayout:
             window: a query sees the ``window`` latest tokens of its sequence, itself included; None = all.
             dtype: of the queries.
         """
-        num_queries, num_keys = run.end - run.start, sum(end - start for start, end in run.spans)
+        num_queries, num_keys = run.end - run.start, run.num_keys
         if window is not None and window >= num_keys:
             window = None
         key = (num_queries, num_keys, window, dtype)
         if key not in self._masks:
             self._masks[key] = self._build_mask(num_queries, num_keys, window, dtype)
         return self._masks[key]
+
+    def run_masks(self, window: int | None, dtype: torch.dtype) -> list[Tensor | None]:
+        """Masks of all runs in the form that :func:`lit_rlhf.models.layers.run_attention.attend_runs` takes."""
+
+        def is_plain(run: Run) -> bool:
+            return is_short(run.num_keys, dtype) and (window is None or window >= run.num_keys)
+
+        return [None if is_plain(run) else self.mask(run, window, dtype) for run in self.runs]
 
     def _build_mask(self, num_queries: int, num_keys: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
         if window is None and num_queries == num_keys:
@@ -298,7 +312,7 @@ def forest_attention(
         return _attend_varlen(query, key, value, forest_layout, scaling, sliding_window)[None], None
     alike = query.dtype == key.dtype == value.dtype and query.shape[-1] == value.shape[-1]  # autocast mixes types
     if softcap is None and dropout == 0.0 and query.device.type == "cpu" and alike:
-        masks = [forest_layout.mask(run, sliding_window, query.dtype) for run in forest_layout.runs]
+        masks = forest_layout.run_masks(sliding_window, query.dtype)
         return attend_runs(query, key, value, forest_layout.runs, masks, scaling), None
     outputs = []
     for run in forest_layout.runs:

@@ -122,7 +122,6 @@ def test_the_same_numbers_in_portions(family, ragged, computed, monkeypatch):
     policy = make_policy(*FAMILIES[family])
     theirs = outcome(policy, ragged)
     monkeypatch.setattr(products, "PORTION", 8)
-    monkeypatch.setattr(products, "_MULTIPLE", 4)
     fuse(policy.get_base_model())
     assert_equal_outcome(outcome(policy, ragged), theirs)
     assert computed[0] >= 3

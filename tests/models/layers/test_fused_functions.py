@@ -18,11 +18,10 @@ T, H, WIDE, D, R = 22, 64, 128, 16, 3
 
 @pytest.fixture(params=["at once", "in portions"])
 def rows(request, monkeypatch):
-    """How rows are gone through: all together, or by eight with two left over."""
+    """How rows are gone through: all together, or by eight with six left over."""
     if request.param == "in portions":
         monkeypatch.setattr(products, "PORTION", 8)
-        monkeypatch.setattr(products, "_MULTIPLE", 4)
-        assert [part.stop - part.start for part in products.portions_of(T, torch.device("cpu"))] == [8, 8, 4, 2]
+        assert [part.stop - part.start for part in products.portions_of(T, torch.device("cpu"))] == [8, 8, 6]
     return request.param
 
 

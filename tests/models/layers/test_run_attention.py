@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from lit_rlhf.models.layers import causal_blocks
 from lit_rlhf.models.layers.attention import ForestLayout
 from lit_rlhf.models.layers.run_attention import attend_runs
 
@@ -33,14 +34,22 @@ def dense(query, key, value, seen, scaling):
     return (torch.softmax(scores, dim=-1) @ value).transpose(1, 2)
 
 
+@pytest.fixture(params=["in blocks", "by the kernel"])
+def way(request, monkeypatch):
+    """How a run is computed: block by block, of three queries, or by the kernel that long ones have."""
+    monkeypatch.setattr(causal_blocks, "_BLOCK", 3)
+    if request.param == "by the kernel":
+        monkeypatch.setattr(causal_blocks, "MOST_KEYS", 0)
+    return request.param
+
+
 def attend(query, key, value, layout, scaling=None, window=None):
-    masks = [layout.mask(run, window, query.dtype) for run in layout.runs]
-    return attend_runs(query, key, value, layout.runs, masks, scaling)
+    return attend_runs(query, key, value, layout.runs, layout.run_masks(window, query.dtype), scaling)
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("queries", ["all", "predictors", "ends"])
-def test_outputs_and_gradients(heads, key_heads, queries, ragged):
+def test_outputs_and_gradients(heads, key_heads, queries, ragged, way):
     layout = ForestLayout(ragged, queries=queries)
     inputs = qkv(ragged, layout.rows, heads, key_heads)
     seen = visible(ragged) if layout.rows is None else visible(ragged)[layout.rows]
@@ -53,12 +62,12 @@ def test_outputs_and_gradients(heads, key_heads, queries, ragged):
         torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_the_usual_scale(ragged):
+def test_the_usual_scale(ragged, way):
     layout, inputs = ForestLayout(ragged), qkv(ragged, None, 2, 2)
     torch.testing.assert_close(attend(*inputs, layout), attend(*inputs, layout, D**-0.5))
 
 
-def test_a_window(ragged):
+def test_a_window(ragged, way):
     layout, inputs = ForestLayout(ragged), qkv(ragged, None, 2, 2)
     depth = ragged.positions
     seen = visible(ragged) & (depth[:, None] - depth[None] < 3)
@@ -81,7 +90,9 @@ def test_predictors_are_all_among_the_queries(ragged):
     assert rows == sorted(set(rows))
 
 
-def test_nothing_is_kept_twice(ragged):
+@pytest.mark.parametrize("most_keys", [512, 0])
+def test_nothing_is_kept_twice(most_keys, ragged, monkeypatch):
+    monkeypatch.setattr(causal_blocks, "MOST_KEYS", most_keys)
     layout, inputs, kept = ForestLayout(ragged), qkv(ragged, None, 4, 2), {}
 
     def keep(tensor):
@@ -90,5 +101,8 @@ def test_nothing_is_kept_twice(ragged):
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         attend(*inputs, layout)
-    per_token = 4 * D + 2 * (2 * D) + 4 * D + 4  # queries, keys and values, output, one number per head
-    assert sum(kept.values()) == per_token * ragged.num_tokens
+    per_token = 4 * D + 2 * (2 * D) + 4 * D  # queries, keys and values, output
+    # Of every head one number for each token; or its weights in blocks: here a run is one block.
+    weights = 4 * sum((run.end - run.start) * run.num_keys for run in layout.runs)
+    of_heads = weights if most_keys else 4 * ragged.num_tokens
+    assert sum(kept.values()) == per_token * ragged.num_tokens + of_heads
