@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from ppo_meter import PhaseMeter
+from ppo_meter import PhaseMeter, draw_numbers
 from ppo_watch import VERSIONS, CountedSampler, Watch, train
 
 from datamodules import PromptDataModule
 from lit_rlhf import BackboneConfig, LoraOptions, PPOModule
+from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.options import CriticOptions
 from lit_rlhf.rewards import ModelReward, WeightedReward
 from lit_rlhf.rollout.options import UpdateOptions
-from lit_rlhf.rollout.sampling.request import SamplingOptions
+from lit_rlhf.rollout.sampling import cached_sampler
+from lit_rlhf.rollout.sampling.request import SamplingOptions, SamplingRequest
+from lit_rlhf.types import Rollouts
+
+
+class NumberedSampler(CountedSampler):
+    """Draws by the numbers that the other side draws by."""
+
+    def __init__(self, meter: PhaseMeter) -> None:
+        super().__init__(meter)
+        self.iterations = count()
+
+    def __call__(self, backbone: Backbone, request: SamplingRequest) -> Rollouts:
+        """Draw one response per seed."""
+        numbers = draw_numbers(next(self.iterations), len(request.seeds), request.options.max_new_tokens)
+        with mock.patch.object(cached_sampler, "uniforms", return_value=numbers):
+            return super().__call__(backbone, request)
 
 
 def make(plan: dict[str, Any], setting: dict[str, Any], meter: PhaseMeter) -> PPOModule:
@@ -33,7 +52,7 @@ def make(plan: dict[str, Any], setting: dict[str, Any], meter: PhaseMeter) -> PP
         [WeightedReward(reward)],
         critic=CriticOptions(setting["critic"], init_from="fresh"),
         sampling=SamplingOptions(max_new_tokens=plan["max_new_tokens"]),
-        sampler=CountedSampler(meter),
+        sampler=NumberedSampler(meter),
         updates=UpdateOptions(plan["num_ppo_epochs"], plan["num_minibatches"], setting["token_budget"]),
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=plan["lr"], eps=1e-5, weight_decay=0.0),
     )

@@ -1,8 +1,10 @@
-"""Time of the phases of PPO iterations, and their memory, the same on both sides; needs torch alone."""
+"""What both sides of the PPO benchmarks have in common: time of the phases and memory, and draws; needs torch alone."""
 
 from __future__ import annotations
 
+import torch
 from meter import Meter
+from torch import Tensor
 
 PHASES = ("rollout", "score", "update")
 
@@ -47,3 +49,16 @@ class PhaseMeter(Meter):
         """Seconds and MiB as of other meters; seconds of each phase; responses and their tokens."""
         counts = {"responses": len(self.lengths), "response": sum(self.lengths)}
         return {**super().result(), "phases": self.phases, "tokens": counts}
+
+
+def draw_numbers(iteration: int, num_responses: int, num_tokens: int) -> Tensor:
+    """(L, R) float64 in [0, 1), what the tokens of an iteration's responses are drawn by: both sides draw the same."""
+    generator = torch.Generator().manual_seed(iteration)
+    return torch.rand(num_responses, num_tokens, dtype=torch.float64, generator=generator)
+
+
+def drawn_by(numbers: Tensor, weights: Tensor) -> Tensor:
+    """Ids (L, 1) of the tokens that numbers (L,) fall on, by their weights (L, V)."""
+    mass = weights.cumsum(-1, dtype=torch.float64)
+    wanted = (numbers.to(mass.device) * mass[:, -1])[:, None]
+    return torch.searchsorted(mass, wanted, right=True).clamp_(max=weights.shape[1] - 1)
