@@ -103,14 +103,21 @@ def test_one_step_by_hand(balanced, mixture, make_text_batches, fit):
     assert trainer.logger.column("train/router/load_min")[0] == pytest.approx(float(shares.min()))
 
 
+def ends(logger, name):
+    """What a run logged first, and on average over its last ten steps: single ones go up and down."""
+    column = [float(x) for x in logger.column(name)]
+    return column[0], sum(column[-10:]) / 10
+
+
 def test_it_evens_out_the_load_and_0_is_no_loss(balanced, make_text_batches, fit):
     batches = make_text_batches(16, 16) * 30
-    without, with_it = (fit(balanced(SFTModule, coef, lr=0.3), batches).logger for coef in (0.0, 1.0))
-    first, last = (with_it.column("train/router/aux_loss")[at] for at in (0, -1))
-    assert first == without.column("train/router/aux_loss")[0]
+    without, with_it = (fit(balanced(SFTModule, coef, lr=0.05), batches).logger for coef in (0.0, 1.0))
+    (first, last), (first_without, last_without) = (ends(run, "train/router/aux_loss") for run in (with_it, without))
+    assert first == first_without
     assert last < first - 0.02
-    assert last < without.column("train/router/aux_loss")[-1] - 0.02
-    assert with_it.column("train/router/load_entropy")[-1] > with_it.column("train/router/load_entropy")[0]
+    assert last < last_without - 0.02
+    early, late = ends(with_it, "train/router/load_entropy")
+    assert late > early
 
 
 def test_a_frozen_router_is_reached_through_the_layers_below(balanced, make_text_batches, fit):
