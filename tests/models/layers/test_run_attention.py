@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from lit_rlhf.models.layers import causal_blocks
+from lit_rlhf.models.layers import causal_blocks, run_attention
 from lit_rlhf.models.layers.attention import ForestLayout
+from lit_rlhf.models.layers.causal_blocks import attend_causally
 from lit_rlhf.models.layers.run_attention import attend_runs
 
 D = 8
@@ -72,6 +75,20 @@ def test_a_window(ragged, way):
     depth = ragged.positions
     seen = visible(ragged) & (depth[:, None] - depth[None] < 3)
     torch.testing.assert_close(attend(*inputs, layout, 0.3, window=3), dense(*inputs, seen, 0.3), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_are_not_held_where_no_backward_pass_follows(ragged, monkeypatch):
+    alive = []
+
+    def noting(*args):
+        assert not any(one() is not None for one in alive[:-1])  # here a run is one block
+        found = attend_causally(*args)
+        alive.extend(weakref.ref(block) for block in found)
+        return found
+
+    monkeypatch.setattr(run_attention, "attend_causally", noting)
+    attend(*(x.detach() for x in qkv(ragged, None, 2, 2)), ForestLayout(ragged))
+    assert len(alive) == len(ForestLayout(ragged).runs)
 
 
 def test_half_precision(ragged):
