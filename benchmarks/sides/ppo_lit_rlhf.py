@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from ppo_meter import PhaseMeter, draw_numbers
+from ppo_meter import Noise, PhaseMeter
 from ppo_watch import VERSIONS, CountedSampler, Watch, train
 
 from datamodules import PromptDataModule
@@ -24,17 +24,28 @@ from lit_rlhf.rollout.sampling.request import SamplingOptions, SamplingRequest
 from lit_rlhf.types import Rollouts
 
 
-class NumberedSampler(CountedSampler):
-    """Draws by the numbers that the other side draws by."""
+class CommonSampler(CountedSampler):
+    """Draws by the noise that the other side draws by."""
 
     def __init__(self, meter: PhaseMeter) -> None:
         super().__init__(meter)
         self.iterations = count()
 
     def __call__(self, backbone: Backbone, request: SamplingRequest) -> Rollouts:
-        """Draw one response per seed."""
-        numbers = draw_numbers(next(self.iterations), len(request.seeds), request.options.max_new_tokens)
-        with mock.patch.object(cached_sampler, "uniforms", return_value=numbers):
+        """Draw one response per seed; the random numbers of the sampler say which token of which response is asked."""
+        num_tokens = request.options.max_new_tokens
+        noise = Noise(next(self.iterations), len(request.seeds), backbone.num_embeddings)
+        places = torch.arange(len(request.seeds) * num_tokens, dtype=torch.float64).view(-1, num_tokens)
+
+        def draw(logits: torch.Tensor, numbers: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            asked = numbers.long()
+            tokens = noise.draw(logits, asked // num_tokens, int(asked[0]) % num_tokens)
+            return tokens, torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None])[:, 0]
+
+        with (
+            mock.patch.object(cached_sampler, "uniforms", return_value=places),
+            mock.patch.object(cached_sampler, "draw_tokens", draw),
+        ):
             return super().__call__(backbone, request)
 
 
@@ -52,7 +63,7 @@ def make(plan: dict[str, Any], setting: dict[str, Any], meter: PhaseMeter) -> PP
         [WeightedReward(reward)],
         critic=CriticOptions(setting["critic"], init_from="fresh"),
         sampling=SamplingOptions(max_new_tokens=plan["max_new_tokens"]),
-        sampler=NumberedSampler(meter),
+        sampler=CommonSampler(meter),
         updates=UpdateOptions(plan["num_ppo_epochs"], plan["num_minibatches"], setting["token_budget"]),
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=plan["lr"], eps=1e-5, weight_decay=0.0),
     )

@@ -51,14 +51,32 @@ class PhaseMeter(Meter):
         return {**super().result(), "phases": self.phases, "tokens": counts}
 
 
-def draw_numbers(iteration: int, num_responses: int, num_tokens: int) -> Tensor:
-    """(L, R) float64 in [0, 1), what the tokens of an iteration's responses are drawn by: both sides draw the same."""
-    generator = torch.Generator().manual_seed(iteration)
-    return torch.rand(num_responses, num_tokens, dtype=torch.float64, generator=generator)
+class Noise:
+    """What both sides draw the tokens of an iteration by, so that they draw the same ones.
 
+    A token is the likeliest after Gumbel noise, which draws it from the policy; two policies that differ by little draw
+    different tokens as seldom as can be (the Gumbel-max coupling). By a number for each token, as responses are drawn
+    otherwise, a vocabulary of thousands lets them part at once.
 
-def drawn_by(numbers: Tensor, weights: Tensor) -> Tensor:
-    """Ids (L, 1) of the tokens that numbers (L,) fall on, by their weights (L, V)."""
-    mass = weights.cumsum(-1, dtype=torch.float64)
-    wanted = (numbers.to(mass.device) * mass[:, -1])[:, None]
-    return torch.searchsorted(mass, wanted, right=True).clamp_(max=weights.shape[1] - 1)
+    Args:
+        iteration: 0 for the first.
+        num_responses: of the iteration.
+        num_words: of the vocabulary.
+    """
+
+    def __init__(self, iteration: int, num_responses: int, num_words: int) -> None:
+        self._shape, self._iteration = (num_responses, num_words), iteration
+        self._at, self._times = -1, torch.empty(0)
+
+    def draw(self, logprobs: Tensor, rows: Tensor | slice, at: int) -> Tensor:
+        """Ids (B,) of the tokens number ``at`` of some responses.
+
+        Args:
+            logprobs: (B, V), in nats, or logits.
+            rows: which responses, (B,) or all of them.
+            at: 0 for the first token of a response; never one before the last asked for.
+        """
+        if at != self._at:
+            generator = torch.Generator().manual_seed(1000 * self._iteration + at)
+            self._at, self._times = at, torch.empty(self._shape).exponential_(generator=generator).log_()
+        return (logprobs - self._times[rows].to(logprobs.device)).argmax(-1)

@@ -14,7 +14,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
-from ppo_meter import PhaseMeter, draw_numbers, drawn_by
+from ppo_meter import Noise, PhaseMeter
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
@@ -64,20 +64,20 @@ def watch_phases(meter: PhaseMeter, pad: int) -> None:
     ppo_trainer.batch_generation, ppo_trainer.masked_whiten = watched_draw, watched_whiten
 
 
-def draw_by_given_numbers(max_new_tokens: int) -> None:
-    """Draw the same responses as the other side: by its numbers, for as long as the policies agree."""
+def draw_by_common_noise() -> None:
+    """Draw the same responses as the other side, for as long as the policies agree."""
     draw, iteration = ppo_trainer.batch_generation, count()
 
-    def numbered_draw(model: torch.nn.Module, queries: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        numbers = iter(draw_numbers(next(iteration), len(queries), max_new_tokens).T)
+    def common_draw(model: torch.nn.Module, queries: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        noise, step = Noise(next(iteration), len(queries), model.config.vocab_size), count()
 
         def multinomial(weights: torch.Tensor, num_samples: int) -> torch.Tensor:
-            return drawn_by(next(numbers), weights)
+            return noise.draw(weights.log(), slice(None), next(step))[:, None]
 
         with mock.patch("torch.multinomial", multinomial):
             return draw(model, queries, *args)
 
-    ppo_trainer.batch_generation = numbered_draw
+    ppo_trainer.batch_generation = common_draw
 
 
 def keep_order() -> None:
@@ -163,7 +163,7 @@ def main() -> None:
         torch.set_num_threads(1)
     meter = PhaseMeter(plan["device"], plan["warmup"])
     keep_order()
-    draw_by_given_numbers(plan["max_new_tokens"])
+    draw_by_common_noise()
     trainer = make(plan, options.setting)
     watch_phases(meter, trainer.processing_class.pad_token_id)
     trainer.add_callback(Watch(meter))
