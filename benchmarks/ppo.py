@@ -6,8 +6,8 @@
 Fresh process for every measurement, sides alternated, medians. An iteration draws one response to each prompt, scores
 it, and trains policy and critic on it; its response tokens are what throughput counts. Policy and critic have LoRA
 adapters. The model has random weights, but ends its responses at a mean length (``ending_model.py``). Both sides draw
-by the same noise, so they draw the same responses, but for a token here and there that falls between the two policies:
-the table says how long responses were.
+by the same noise, and the learning rate leaves the policies as they are, so both sides draw the same responses: the
+table says how long they were.
 
 A pass is one minibatch, TRL's default, on both sides. TRL holds policy, critic and reward model each as a model of its
 own; its reference is the policy with the adapter off. Its careful user turns gradient checkpointing on, which the
@@ -28,7 +28,7 @@ from side_by_side import Comparison, Run, compare, parse, ratio, write_plan
 from lit_rlhf import BackboneConfig, LoraOptions
 from lit_rlhf.models.heads.reward_model import build_reward_model
 
-NUMBERS: dict[str, Any] = {"num_ppo_epochs": 2, "num_minibatches": 1, "max_new_tokens": 64, "lr": 1e-6}
+NUMBERS: dict[str, Any] = {"num_ppo_epochs": 2, "num_minibatches": 1, "max_new_tokens": 64, "lr": 1e-12}
 MEAN_LENGTH = 24.0
 
 
