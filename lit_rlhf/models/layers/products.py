@@ -2,8 +2,9 @@
 
 On a CPU PyTorch multiplies float32 matrices by MKL, or by oneDNN where it is asked to. oneDNN is the faster on AMD's
 processors (measured on Zen 4: 107 GFLOP/s a core against 101), but it keeps half a MiB of code for each number of rows
-that it meets. Rows are therefore computed in *portions* of few sizes. A portion also stays in the processor's cache
-while its numbers pass from one product to the next, which a whole row of tokens would not.
+that it meets. Rows are therefore computed in *portions* of one size, and what is left of them, of any size, is mostly
+MKL's. A portion also stays in the processor's cache while its numbers pass from one product to the next, which a whole
+row of tokens would not.
 
 Shape letters: T tokens, I input and O output features.
 """
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 PORTION = 512
 """Most rows of a portion on a CPU."""
 _MULTIPLE = 64
-"""Rows that all portions but the last have a multiple of."""
+"""Rows that oneDNN is given a multiple of, where there are more."""
 _STEP = 16
-"""What oneDNN is given has a multiple of as many rows and of as many inputs; the rest is left to MKL."""
+"""It is given a multiple of as many inputs, and of as many rows where there are fewer, as adapters have."""
 _PACKED_FOR = 16
 """Rows that a packed weight is laid out for."""
 
@@ -60,7 +61,7 @@ def packed(weight: Tensor) -> Tensor:
 
 
 def portions_of(num_rows: int, device: torch.device) -> list[slice]:
-    """Ranges of rows that are computed one after another: on a CPU of few different sizes, elsewhere all at once."""
+    """Ranges of rows that are computed one after another on a CPU; elsewhere all at once."""
     if device.type != "cpu":
         return [slice(0, num_rows)]
     return [slice(start, min(start + PORTION, num_rows)) for start in range(0, max(num_rows, 1), PORTION)]
