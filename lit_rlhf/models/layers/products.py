@@ -1,10 +1,10 @@
 """Products of dense matrices, and rows in portions.
 
 On a CPU PyTorch multiplies float32 matrices by MKL, or by oneDNN where it is asked to. oneDNN is the faster on AMD's
-processors (measured on Zen 4: 107 GFLOP/s a core against 101), but it keeps half a MiB of code for each number of rows
-that it meets. Rows are therefore computed in *portions* of one size, and what is left of them, of any size, is mostly
-MKL's. A portion also stays in the processor's cache while its numbers pass from one product to the next, which a whole
-row of tokens would not.
+processors (``benchmarks/cpu_kernels.py``), but it keeps half a MiB of code for each number of rows that it meets.
+Rows are therefore computed in *portions* of one size, and what is left of them, of any size, is mostly MKL's. A portion
+also stays in the processor's cache while its numbers pass from one product to the next, which a whole row of tokens
+would not.
 
 Shape letters: T tokens, I input and O output features.
 """
