@@ -1,24 +1,19 @@
-"""What the package's own ways on a CPU cost beside those of PyTorch: products, attention of runs, memory that is kept.
+"""What the package's own ways on a CPU cost beside those of PyTorch: products of matrices, attention of runs.
 
     python benchmarks/cpu_kernels.py --out benchmarks/results
 
 One thread, float32, processor time, sides alternated, medians. Sizes are those of the model that ``ppo.py`` trains.
-Memory that is kept is judged by forward and backward passes of that model with adapters, in processes of their own
-(``sides/cpu_kernels_passes.py``).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import median
-from subprocess import PIPE, Popen
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -31,13 +26,14 @@ from lit_rlhf.models.layers import causal_blocks
 from lit_rlhf.models.layers.products import PORTION, packed, product
 from lit_rlhf.models.layers.run_attention import attend_runs
 
-ARCH = "proxy"
-HIDDEN, _, HEADS, MLP, _ = ARCHITECTURES[ARCH]
+HIDDEN, _, HEADS, MLP, _ = ARCHITECTURES["proxy"]
 WEIGHTS = ((HIDDEN, HIDDEN), (MLP, HIDDEN), (HIDDEN, MLP))
 """Outputs and inputs of a decoder layer's products."""
 FEW_ROWS = (1, 4, 16)
 RUN_LENGTHS = (100, 200, 400, 600, 1200)
-TOKENS, ROUNDS, CALLS = 2400, 15, 20
+TOKENS, ROUNDS = 2400, 15
+ALL_WEIGHTS = 2**25
+"""Numbers in all weights of one shape."""
 
 Act = Callable[[], dict[str, float]]
 """Does a thing once; its processor seconds, phase by phase."""
@@ -60,24 +56,27 @@ class Pair(NamedTuple):
 
 
 def products() -> Iterator[Pair]:
-    """Products of a portion of rows by MKL and by oneDNN, and of few rows with a weight as it is and packed."""
+    """Products of a portion of rows by MKL and by oneDNN, and of few rows with weights as they are and packed.
+
+    A model's weights do not stay in the processor's cache from step to step, so many weights take turns.
+    """
     for outputs, inputs in WEIGHTS:
-        weight = torch.randn(outputs, inputs)
+        weights = list(torch.randn(max(1, ALL_WEIGHTS // (outputs * inputs)), outputs, inputs))
         for rows in (PORTION, *FEW_ROWS):
-            x, right = torch.randn(rows, inputs), weight if rows == PORTION else packed(weight)
+            x, own = torch.randn(rows, inputs), weights if rows == PORTION else [*map(packed, weights)]
             what = "product of a portion" if rows == PORTION else "product of few rows"
             size = f"{rows} x {inputs} x {outputs}"
-            yield Pair(what, size, calls(nn.functional.linear, x, weight), calls(product, x, right))
+            yield Pair(what, size, calls(nn.functional.linear, x, weights), calls(product, x, own))
 
 
-def calls(compute: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> Act:
-    """Calls of a product, of which one is too short for the clock."""
+def calls(compute: Callable[[Tensor, Tensor], Tensor], x: Tensor, weights: Sequence[Tensor]) -> Act:
+    """Products with one weight after another; one alone would be too short for the clock."""
 
     def act() -> dict[str, float]:
         begin = time.process_time()
-        for _ in range(CALLS):
+        for weight in weights:
             compute(x, weight)
-        return {"": (time.process_time() - begin) / CALLS}
+        return {"": (time.process_time() - begin) / len(weights)}
 
     return act
 
@@ -103,28 +102,6 @@ def attending(length: int, count: int, most_keys: int) -> Act:
             between = time.process_time()
             torch.autograd.grad(output, inputs, torch.ones_like(output))
         return {"forwards": between - begin, "backwards": time.process_time() - between}
-
-    return act
-
-
-@contextmanager
-def memory() -> Iterator[Pair]:
-    """Passes of a model in a process that hands memory back as the C library does, and in one that keeps it."""
-    script = Path(__file__).parent / "sides" / "cpu_kernels_passes.py"
-    with ExitStack() as stack:
-        ways = [
-            stack.enter_context(Popen([sys.executable, str(script), way, ARCH], stdin=PIPE, stdout=PIPE, text=True))
-            for way in ("returned", "kept")
-        ]
-        yield Pair("pass, freed memory kept", ARCH, *map(asking, ways))
-
-
-def asking(process: Popen[str]) -> Act:
-    """Passes in another process."""
-
-    def act() -> dict[str, float]:
-        print(file=process.stdin, flush=True)
-        return {"": float(process.stdout.readline())}
 
     return act
 
@@ -160,8 +137,6 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = [row for pair in chain(products(), attention()) for row in measure(pair)]
-    with memory() as pair:
-        rows += measure(pair)
     print(table(rows))
     if options.out:
         found = {"hardware": hardware("cpu"), "commit": commit(), "torch": torch.__version__, "rows": rows}

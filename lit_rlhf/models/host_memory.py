@@ -1,8 +1,7 @@
 """Memory of the host that one pass frees and the next one asks for again.
 
 The C library hands large blocks back to the system as soon as they are free, and the system clears every page of them
-before it lends them again. Training asks for the same blocks at every step, and on a CPU that takes time
-(``benchmarks/cpu_kernels.py``).
+before it lends them again. Training asks for the same blocks at every step, and on a CPU the clearing takes its time.
 """
 
 from __future__ import annotations
