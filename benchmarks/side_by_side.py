@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,8 +173,9 @@ def hardware(device: str) -> str:
     return f"{name}, one thread of {os.cpu_count()}"
 
 
+@cache
 def commit() -> str:
-    """The commit that was measured, marked where the tree differs from it."""
+    """The commit that was measured, marked where the tree differs from it before the first results are written."""
     describe = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
 

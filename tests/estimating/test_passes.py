@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen3Config
 
 from lit_rlhf.estimating.anatomy import anatomy
-from lit_rlhf.estimating.passes import Pass, is_fused, layer_costs, training_pass
+from lit_rlhf.estimating.fused_layers import kept_by_rows
+from lit_rlhf.estimating.passes import Pass, is_fused, layer_costs, training_pass, widths
 from lit_rlhf.estimating.run import Run, Texts
 from lit_rlhf.models.building import build_backbone
+from lit_rlhf.models.layers import run_attention
+from lit_rlhf.models.layers.causal_blocks import attend_causally
 from lit_rlhf.models.options import BackboneConfig, LoraOptions
 from lit_rlhf.types import Forest, Segment
 
@@ -45,9 +49,7 @@ def measured(folder: Path, run: Run, peak_of: Callable[[Callable[[], Any]], int]
     model.save_pretrained(folder)
     backbone = build_backbone(run.backbone, reference="none")
     backbone.prepare()
-    prompt = Segment([5] * run.texts.prompt, [False] * run.texts.prompt)
-    response = Segment([6] * run.texts.response, [True] * run.texts.response, 0)
-    forest = Forest.pack([[prompt, *[response] * run.texts.per_prompt]] * TREES)
+    forest = text_of(run)
     assert forest.num_tokens == run.pass_tokens
 
     def step() -> None:
@@ -57,6 +59,12 @@ def measured(folder: Path, run: Run, peak_of: Callable[[Callable[[], Any]], int]
     if run.backbone.lora.enabled:
         backbone.zero_grad()
     return peak_of(step)
+
+
+def text_of(run: Run) -> Forest:
+    prompt = Segment([5] * run.texts.prompt, [False] * run.texts.prompt)
+    response = Segment([6] * run.texts.response, [True] * run.texts.response, 0)
+    return Forest.pack([[prompt, *[response] * run.texts.per_prompt]] * TREES)
 
 
 def predicted(run: Run) -> Pass:
@@ -99,3 +107,31 @@ def test_a_trained_head_learns_from_logits_computed_again(make_run: Callable[...
     plain = predicted(make_run())
     head = predicted(make_run(backbone={"lora": LoraOptions(modules_to_save=["lm_head"])}))
     assert head.kept < plain.kept  # no unit gradients wait
+
+
+def test_softmax_weights_are_counted_as_they_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = LlamaConfig(**SIZES)
+    run = Run(
+        "sft", BackboneConfig(str(tmp_path), dtype="float32"), config, Texts(32, 96, 2), 10**6, TREES, device="cpu"
+    )
+    found = anatomy(config, "float32")
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    backbone = build_backbone(run.backbone, reference="none")
+    backbone.prepare()
+    kept: list[tuple[int, int]] = []
+
+    def attend(query: torch.Tensor, *others: Any) -> list[torch.Tensor]:
+        weights = attend_causally(query, *others)
+        kept.append((sum(block.numel() for block in weights) // config.num_attention_heads, query.shape[2]))
+        return weights
+
+    monkeypatch.setattr(run_attention, "attend_causally", attend)
+    backbone.token_logprobs(text_of(run))
+    inner, last = kept[: -2 * TREES], kept[-2 * TREES :]  # two runs a tree, in each layer
+    counted = widths(run, found)
+    assert counted.seen == sum(count for count, _ in inner) / sum(queries for _, queries in inner)
+    costs = layer_costs(run, found)
+    rest = kept_by_rows(counted._replace(seen=0.0)) + 4 + 4 * counted.hidden
+    own = 4 * counted.heads * sum(count for count, _ in last) / sum(queries for _, queries in last)
+    assert costs.last_read - rest == pytest.approx(own, rel=0.12)
+    assert widths(replace(run, device="cuda"), found).seen == 0.0
