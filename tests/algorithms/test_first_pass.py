@@ -52,3 +52,10 @@ def test_a_run_is_the_same_with_one_pass_less(make_policy, make_prompts, fit, tr
     assert weights.keys() == wanted.keys()
     for name, weight in weights.items():
         assert weight.equal(wanted[name]), name
+
+
+def test_prompts_wait_for_all_that_may_be_drawn_to_them(make_policy, make_prompts, fit, monkeypatch):
+    most_drawn = []
+    monkeypatch.setattr(Measurer, "begin", lambda _, backbone, prompts, most: most_drawn.append((len(prompts), most)))
+    fit(make_policy(kind=GRPOModule, sampling={"num_responses": 2, "max_new_tokens": 5}), make_prompts(8, 4))
+    assert most_drawn == [(4, 4 * 2 * 5)] * 2

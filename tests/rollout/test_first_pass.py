@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lit_rlhf.rollout import measuring
 from lit_rlhf.rollout.first_pass import FirstPass
 from lit_rlhf.rollout.measuring import Measurer
 from lit_rlhf.rollout.minibatches import split
 from lit_rlhf.rollout.options import UpdateOptions
 from lit_rlhf.rollout.packing import pack
 from lit_rlhf.rollout.sampling.cached_sampler import CachedSampler
+from lit_rlhf.types import Picture
 
 
 @pytest.fixture
@@ -133,3 +135,21 @@ def test_prompts_are_begun_where_the_first_step_learns_from_all(
     rows.clear()
     measurer.policy_and_reference(backbone, rollouts, learnt_by="key")
     assert sum(rows) >= 2 * (prompts + responses), "the weights may have moved by the next measurement"
+
+
+def test_prompts_are_not_begun_where_a_graph_of_their_own_would_not_serve(
+    sampled_backbone, make_request, tiny_tokenizer, monkeypatch
+):
+    backbone, prompts = sampled_backbone(), make_request().prompts
+    measurer = Measurer(UpdateOptions(num_minibatches=1), 1.0)
+    picture = Picture({"pixel_values": torch.zeros(1, 3, 2, 2)}, num_tokens=1, digest="a")
+    assert measurer.begin(backbone, [*prompts[:-1], prompts[-1]._replace(pictures=(picture,))], 8) is None
+    monkeypatch.setattr(measuring, "is_sharded", lambda _: True)
+    assert measurer.begin(backbone, prompts, 8) is None
+
+
+def test_what_was_begun_and_never_measured_is_forgotten(sampled_backbone, make_request, tiny_tokenizer):
+    backbone, prompts = sampled_backbone(), make_request().prompts
+    measurer = Measurer(UpdateOptions(num_minibatches=1), 1.0)
+    assert measurer.begin(backbone, prompts, 8) is not None
+    assert measurer.begin(backbone, prompts, 10**9) is None, "the next iteration has prompts of its own"
