@@ -57,6 +57,8 @@ LLAMA_3_8B = {
 }
 CARDS = (12, 16, 24, 80)
 """Sizes of cards, in GB."""
+AT_ONCE = ["--data.batch_size", "8", "--model.updates.token_budget", "4096", "--model.updates.num_minibatches", "1"]
+"""What is drawn fits one pass, whose graph waits for the first step."""
 AGAIN = ["--model.backbone.gradient_checkpointing", "true"]
 WHOLE = ["--model.backbone.lora.enabled", "false"]
 PLANS: dict[str, tuple[str, str, list[str]]] = {
@@ -75,8 +77,11 @@ PLANS: dict[str, tuple[str, str, list[str]]] = {
     "DPO, Mixtral, bfloat16": ("dpo", "mixtral", [*PAIRS, *HALF]),
     "PPO": ("ppo", "llama", ROLLOUTS),
     "PPO, shared critic": ("ppo", "llama", [*ROLLOUTS, "--model.critic.kind", "shared"]),
+    "PPO, in one pass": ("ppo", "llama", [*ROLLOUTS, *AT_ONCE]),
+    "PPO, shared critic, in one pass": ("ppo", "llama", [*ROLLOUTS, *AT_ONCE, "--model.critic.kind", "shared"]),
     "PPO, recomputed": ("ppo", "llama", [*ROLLOUTS, *AGAIN]),
     "GRPO": ("grpo", "llama", ROLLOUTS),
+    "GRPO, in one pass": ("grpo", "llama", [*ROLLOUTS, *AT_ONCE]),
     "RLOO": ("rloo", "llama", ROLLOUTS),
     "REINFORCE": ("reinforce", "llama", ROLLOUTS),
     "online DPO": ("online_dpo", "llama", ROLLOUTS),
