@@ -46,6 +46,21 @@ def test_a_critic_of_its_own_keeps_a_second_pass(make_run: Make, sampling: Sampl
     assert own > 1.2 * shared
 
 
+def test_scoring_keeps_the_graph_that_the_first_step_learns_from(make_run: Make, sampling: Sampling):
+    run = make_run(algorithm="grpo", sampling=sampling._replace(num_minibatches=1), texts=Texts(200, 24))
+
+    def score_and_update(**changes: object) -> list[float]:
+        phases = memory(replace(run, **changes)).phases
+        return [phases[name]["activations"] for name in ("score", "update")]
+
+    score, update = score_and_update()
+    assert score > update, "the reference reads beside the graph, and the backward pass needs less"
+    score, update = score_and_update(algorithm="ppo", critic="adapter")
+    assert score == update, "two graphs wait, and the backward pass through the second needs more than the reference"
+    score, update = score_and_update(token_budget=448)
+    assert score < update / 2, "nothing is kept of several passes"
+
+
 def test_the_cache_has_room_for_prompts_once_and_for_whole_responses(make_run: Make, sampling: Sampling):
     run = make_run(algorithm="grpo", sampling=sampling, texts=Texts(32, 96))
     assert rollout_rows(run) == (8, 4)
