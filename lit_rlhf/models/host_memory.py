@@ -15,7 +15,7 @@ _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # bytes; blocks above it go back in any ca
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep the memory that it frees, for its next pass; its peak stays what it is.
+    """Let the process keep the memory that it frees, for its next pass; its peak stays about the same.
 
     Nothing is changed where the environment says how memory is handed back (``MALLOC_TRIM_THRESHOLD_``,
     ``MALLOC_MMAP_THRESHOLD_``, ``GLIBC_TUNABLES``), nor with another C library than glibc.
