@@ -3,8 +3,8 @@
 The queries are the latest tokens of a run, and each sees all keys up to its own. A block of them is multiplied with the
 keys that its last one sees; of what the others do not see, only the block's own corner is computed in vain. The softmax
 weights are kept, so that the backward pass computes no scores again. That takes less time than the kernel of
-scaled_dot_product_attention (``benchmarks/cpu_kernels.py``), and memory that grows with the square of a run's length: at
-``MOST_KEYS``, a third of what a decoder layer keeps besides.
+scaled_dot_product_attention (``benchmarks/cpu_kernels.py``), and memory that grows with the square of a run's length:
+at ``MOST_KEYS``, a third of what a decoder layer keeps besides.
 
 Shape letters: J key-value heads, G query heads on each, q queries, k keys, D head dimension; m queries of a block, n
 keys that its last one sees.
